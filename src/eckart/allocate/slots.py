@@ -1,0 +1,117 @@
+"""What an allocator sees of a matrix, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from eckart.stats import Need
+
+# A matrix's rank, or None where it stays dense.
+Rank = int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A matrix (m, n) of ``itemsize`` bytes an entry that may be stored dense or as factors of some rank.
+
+    ``losses`` (min(m, n) + 1,), where an allocator needs it, is the loss expected at each rank, falling to 0.
+
+    >>> slot = Slot(rows=4, columns=6, itemsize=2)
+    >>> slot.dense_bytes, slot.max_rank, slot.cost(slot.max_rank), slot.cost(None)
+    (48, 2, 40, 48)
+    """
+
+    rows: int
+    columns: int
+    itemsize: int
+    losses: Tensor | None = None
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of the matrix entry by entry."""
+        return self.rows * self.columns * self.itemsize
+
+    @property
+    def rank_bytes(self) -> int:
+        """Bytes of one rank."""
+        return (self.rows + self.columns) * self.itemsize
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank that stores fewer bytes than the matrix; 0 where none does."""
+        return max(0, (self.dense_bytes - 1) // self.rank_bytes)
+
+    def cost(self, rank: Rank) -> int:
+        """Bytes at this rank; ``None`` is dense."""
+        return self.dense_bytes if rank is None else rank * self.rank_bytes
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A rank for every matrix. ``gap`` bounds what the expected loss exceeds the best possible allocation's by (``None``: unknown)."""
+
+    ranks: Mapping[str, Rank]
+    gap: float | None = None
+
+
+class Allocator(Protocol):
+    """Chooses ranks within a budget of bytes."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the slots must bring."""
+
+    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+        """Ranks whose bytes add up to at most ``budget``; raises ``BudgetError`` where none do."""
+
+
+class BudgetError(ValueError):
+    """No choice of ranks is small enough; ``smallest`` is the least number of bytes that is possible."""
+
+    def __init__(self, budget: int, least: int) -> None:
+        super().__init__(f"a budget of {budget} bytes is below the smallest possible, {least} bytes")
+        self.smallest = least
+
+
+def total_bytes(slots: Mapping[str, Slot], ranks: Mapping[str, Rank]) -> int:
+    """Bytes of all matrices at these ranks."""
+    return sum(slot.cost(ranks[name]) for name, slot in slots.items())
+
+
+def smallest(slots: Mapping[str, Slot]) -> dict[str, Rank]:
+    """The choice of fewest bytes: rank 1, or dense where even that saves nothing.
+
+    >>> smallest({"a": Slot(rows=4, columns=6, itemsize=2), "bias-like": Slot(rows=1, columns=6, itemsize=2)})
+    {'a': 1, 'bias-like': None}
+    """
+    return {name: 1 if slot.max_rank else None for name, slot in slots.items()}
+
+
+def spend_rest(slots: Mapping[str, Slot], ranks: dict[str, Rank], budget: int, order: list[str]) -> dict[str, Rank]:
+    """Add single ranks, going round ``order`` again and again, until not one more fits into ``budget``."""
+    left = budget - total_bytes(slots, ranks)
+    grew = True
+    while grew:
+        grew = False
+        for name in order:
+            rank, slot = ranks[name], slots[name]
+            if rank is None:
+                continue
+            larger: Rank = rank + 1 if rank < slot.max_rank else None
+            extra = slot.cost(larger) - slot.cost(rank)
+            if extra <= left:
+                ranks[name] = larger
+                left -= extra
+                grew = True
+    return ranks
+
+
+def check_budget(slots: Mapping[str, Slot], budget: int) -> None:
+    """Raise ``BudgetError`` if not even the smallest choice fits."""
+    least = total_bytes(slots, smallest(slots))
+    if least > budget:
+        raise BudgetError(budget, least)

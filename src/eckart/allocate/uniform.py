@@ -1,0 +1,50 @@
+"""The same share of its bytes for every matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from eckart.allocate.slots import Allocation, Rank, Slot, check_budget, spend_rest, total_bytes
+from eckart.stats import Need
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every matrix keeps the same share s of its bytes, rank ``floor(s m n / (m + n))``, the largest s that fits.
+
+    What rounding down left over then buys single ranks, where the next one was nearest first, until no other fits.
+
+    >>> slots = {"a": Slot(rows=8, columns=8, itemsize=4), "b": Slot(rows=8, columns=24, itemsize=4)}
+    >>> Uniform()(slots, budget=512).ranks
+    {'a': 2, 'b': 3}
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+        """Ranks of equal share whose bytes add up to at most ``budget``; ``BudgetError`` where none do."""
+        check_budget(slots, budget)
+        low, high = 0.0, 1.0
+        for _ in range(60):  # halving the interval of a step function down to the resolution of a float
+            middle = (low + high) / 2
+            if total_bytes(slots, _at_share(slots, middle)) <= budget:
+                low = middle
+            else:
+                high = middle
+        ranks = _at_share(slots, low)
+        nearest = sorted(slots, key=lambda name: (_share_of_next(slots[name], ranks[name]), name))
+        return Allocation(spend_rest(slots, ranks, budget, nearest))
+
+
+def _at_share(slots: Mapping[str, Slot], share: float) -> dict[str, Rank]:
+    ranks: dict[str, Rank] = {}
+    for name, slot in slots.items():
+        rank = int(share * slot.dense_bytes / slot.rank_bytes)
+        ranks[name] = min(max(rank, 1), slot.max_rank) if slot.max_rank else None
+    return ranks
+
+
+def _share_of_next(slot: Slot, rank: Rank) -> float:
+    return 1.0 if rank is None else (rank + 1) * slot.rank_bytes / slot.dense_bytes

@@ -1,0 +1,71 @@
+"""The entry point: commands, exit codes, and errors as one sentence."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from eckart._version import __version__
+from eckart.cli import commands
+from eckart.cli.show import fail
+from eckart.errors import EckartError
+
+app = typer.Typer(
+    name="eckart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Low-rank, with proof: look at a model's matrices, compress them, and know how far each approximation is "
+    "from the best possible one.",
+    epilog="Exit codes: 0 done; 1 a check failed (verify); 2 wrong input or option; 130 and 143 stopped by a signal.",
+)
+app.command("compress")(commands.compress)
+app.command("verify")(commands.verify)
+app.command("densify")(commands.densify)
+app.command("eval")(commands.evaluate)
+app.command("inspect")(commands.inspect)
+app.command("recipes")(commands.recipes)
+app.command("demo")(commands.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"eckart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+class _Stopped(Exception):
+    """SIGTERM, raised where the program is, so that files written aside are removed on the way out."""
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        app(standalone_mode=True)
+    except EckartError as error:
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail("stopped; the same command goes on from here", 130)
+    except _Stopped:
+        fail("stopped; the same command goes on from here", 143)
+    except MemoryError:
+        fail("out of memory: close other programs, or use a smaller --window", 2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None

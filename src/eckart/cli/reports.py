@@ -1,0 +1,254 @@
+"""Tables and JSON of the library's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eckart.cli.show import number, out, percent, table
+from eckart.model.engine import Compressed, Planned
+from eckart.model.evaluate import Score
+from eckart.model.files import human_bytes
+from eckart.model.inspect import Inspection
+from eckart.model.targets import Untouched
+from eckart.model.verify import Verification
+from eckart.recipes import Recipe
+
+
+def print_compressed(done: Compressed) -> None:
+    """What was made: a line per matrix, sizes, losses and the place."""
+    rows = []
+    for matrix in done.matrices:
+        own, spectral = matrix.bounds[0], matrix.bounds[-1]
+        rows.append(
+            (
+                matrix.name,
+                _shape(matrix.shape),
+                "dense" if matrix.rank is None else str(matrix.rank),
+                human_bytes(matrix.bytes),
+                percent(own.relative),
+                "-" if own.excess is None else f"{own.excess:.4f}",
+                percent(spectral.relative),
+            )
+        )
+    norm = next((m.bounds[0].norm for m in done.matrices if m.rank is not None), "frobenius")
+    columns = ("matrix", "shape", "rank", "bytes", f"error ({norm})", "over optimum", "error (spectral)")
+    console = out()
+    console.print(table("", columns, rows))
+    console.print()
+    _print_sizes(done.target_bytes, done.file_bytes)
+    _print_losses(done)
+    _print_untouched(done.untouched)
+    console.print(f"peak memory {human_bytes(done.peak_memory)}", highlight=False)
+    console.print(f"written to {done.folder}", highlight=False)
+
+
+def _print_losses(done: Compressed) -> None:
+    if not done.losses:
+        return
+    told = ", ".join(f"{label} {loss:.4f}" for label, loss in done.losses.items())
+    console = out()
+    console.print(f"nats per token on the calibration text: {told}", highlight=False)
+    if done.kept == "uniform" and "allocated" in done.losses:
+        console.print("allocated ranks came out worse than uniform ones, so uniform ranks were kept", highlight=False)
+    elif done.kept == "allocated":
+        console.print("allocated ranks were kept", highlight=False)
+
+
+def _print_sizes(targets: tuple[int, int], files: tuple[int, int]) -> None:
+    console = out()
+    for label, (before, after) in (("linear maps", targets), ("weight files", files)):
+        share = after / before if before else 1.0
+        console.print(
+            f"{label:<13} {human_bytes(before):>9} -> {human_bytes(after):>9}  ({share:.4f} of before)", highlight=False
+        )
+
+
+def _print_untouched(untouched: Sequence[Untouched]) -> None:
+    reasons: dict[str, list[str]] = {}
+    for entry in untouched:
+        reasons.setdefault(entry.reason, []).append(entry.name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        out().print(f"left as it is: {', '.join(names[:3])}{more}: {reason}", highlight=False)
+
+
+def print_plan(plan: Planned) -> None:
+    """What a run would do."""
+    rows = [
+        (
+            row.name,
+            _shape(row.shape),
+            row.operator,
+            "-" if row.rank is None else str(row.rank),
+            human_bytes(row.bytes),
+            percent(row.predicted),
+        )
+        for row in plan.rows
+    ]
+    console = out()
+    console.print(table("", ("matrix", "shape", "operator", "rank", "bytes", "predicted error"), rows))
+    console.print()
+    _print_sizes(plan.target_bytes, plan.file_bytes)
+    _print_untouched(plan.untouched)
+    console.print(f"temporary activation files: {human_bytes(plan.scratch_bytes)}", highlight=False)
+    console.print(
+        f"nothing was written to the output; measurements are kept in {plan.work_folder}, and the same command "
+        "without --dry-run goes on from them",
+        highlight=False,
+    )
+
+
+def compressed_json(done: Compressed) -> dict[str, Any]:
+    """The result for machines."""
+    return {
+        "folder": str(done.folder),
+        "target_bytes": _before_after(done.target_bytes),
+        "file_bytes": _before_after(done.file_bytes),
+        "losses": dict(done.losses),
+        "kept": done.kept,
+        "gap": done.gap,
+        "peak_memory": done.peak_memory,
+        "matrices": [matrix.to_json() for matrix in done.matrices],
+        "untouched": [_untouched_json(entry) for entry in done.untouched],
+    }
+
+
+def planned_json(plan: Planned) -> dict[str, Any]:
+    """The plan for machines."""
+    return {
+        "target_bytes": _before_after(plan.target_bytes),
+        "file_bytes": _before_after(plan.file_bytes),
+        "scratch_bytes": plan.scratch_bytes,
+        "work_folder": str(plan.work_folder),
+        "matrices": [
+            {
+                "name": row.name,
+                "shape": list(row.shape),
+                "operator": row.operator,
+                "rank": row.rank,
+                "bytes": row.bytes,
+                "predicted_error": row.predicted,
+            }
+            for row in plan.rows
+        ],
+        "untouched": [_untouched_json(entry) for entry in plan.untouched],
+    }
+
+
+def _before_after(pair: tuple[int, int]) -> dict[str, int]:
+    return {"before": pair[0], "after": pair[1]}
+
+
+def _untouched_json(entry: Untouched) -> dict[str, Any]:
+    return {"name": entry.name, "shape": list(entry.shape), "reason": entry.reason}
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)
+
+
+def print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
+    """Scores of texts under one or several models."""
+    rows = [
+        (model, Path(text).name, f"{score.tokens:,}", f"{score.mean:.4f}", f"{score.perplexity:.2f}")
+        for model, texts in scores.items()
+        for text, score in texts.items()
+    ]
+    out().print(table("", ("model", "text", "tokens", "nats per token", "perplexity"), rows, left=2))
+
+
+def scores_json(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Scores for machines."""
+    return {
+        text: {"tokens": score.tokens, "mean_nll": score.mean, "perplexity": score.perplexity}
+        for text, score in scores.items()
+    }
+
+
+def print_verification(found: Verification) -> None:
+    """What was checked and what failed."""
+    console = out()
+    told = ", ".join(f"{count} {kind}" for kind, count in found.checked.items())
+    console.print(f"checked: {told}", highlight=False)
+    for entry in found.not_rechecked:
+        console.print(f"not rechecked: {entry}", highlight=False)
+    for failure in found.failures[:10]:
+        console.print(f"FAILED: {failure}", highlight=False, markup=False)
+    if len(found.failures) > 10:
+        console.print(f"and {len(found.failures) - 10} more", highlight=False)
+    if found.holds:
+        console.print("everything that was checked holds", highlight=False)
+
+
+def print_spectra(found: Inspection) -> None:
+    """A line per matrix."""
+    rows = []
+    for row in found.rows:
+        s = row.spectrum
+        ranks = (str(s.rank_for(share)) for share in (0.9, 0.99, 0.999))
+        rows.append(
+            (
+                row.name,
+                _shape(row.shape),
+                "dense" if row.rank is None else f"rank {row.rank}",
+                number(s.stable_rank),
+                number(s.effective_rank),
+                *ranks,
+                number(s.condition, 3),
+                number(s.tail_exponent, 3),
+            )
+        )
+    columns = (
+        "matrix",
+        "shape",
+        "stored",
+        "stable rank",
+        "effective rank",
+        "90 %",
+        "99 %",
+        "99.9 %",
+        "condition",
+        "tail exponent",
+    )
+    out().print(table("", columns, rows))
+
+
+def print_recipes(entries: Sequence[Recipe]) -> None:
+    """The catalogue."""
+    rows = []
+    for entry in entries:
+        made = entry.make()
+        needs = ", ".join(sorted(need.name.lower() for need in made.needs)) or "nothing"
+        rows.append((entry.key, entry.family, made.paper.link, needs, str(len(made.paper.deviations)), entry.summary))
+    out().print(table("", ("key", "family", "paper", "needs", "deviations", "what it does"), rows, left=6))
+
+
+def recipe_json(entry: Recipe) -> dict[str, Any]:
+    """A recipe for machines."""
+    made = entry.make()
+    return {
+        "key": entry.key,
+        "family": entry.family,
+        "summary": entry.summary,
+        "paper": {"title": made.paper.title, "link": made.paper.link},
+        "needs": sorted(need.name.lower() for need in made.needs),
+        "deviations": list(made.paper.deviations),
+        "parts": made.describe(),
+    }
+
+
+def print_recipe(entry: Recipe) -> None:
+    """One recipe with its parts, needs and deviations."""
+    record = recipe_json(entry)
+    console = out()
+    console.print(f"{entry.key} ({entry.family}): {entry.summary}", highlight=False)
+    console.print(f"paper: {record['paper']['title']}, {record['paper']['link']}", highlight=False)
+    console.print(f"needs: {', '.join(record['needs']) or 'nothing'}", highlight=False)
+    for role, part in record["parts"].items():
+        told = part if isinstance(part, str) else " ".join(f"{k}={v}" for k, v in part.items() if k != "part")
+        name = "" if isinstance(part, str) else part["part"]
+        console.print(f"{role}: {name} {told}".rstrip().replace("  ", " "), highlight=False)
+    for deviation in record["deviations"]:
+        console.print(f"deviation: {deviation}", highlight=False)

@@ -1,0 +1,138 @@
+"""The exact singular value decomposition in float64, with a bound on what rounding may have done to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Up to this smaller side LAPACK decomposes the matrix itself; above, the float64 Gram matrix is several times
+# faster and its squared rounding error, 1e-16 of the energy, is far below what a float32 factor can express.
+LAPACK_SIDE = 1024
+
+# Backward errors of LAPACK grow like a modest multiple of the dimension; measured ones stay below 1 % of this.
+SAFETY = 16.0
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVD:
+    """``u @ diag(s) @ v.T`` with descending ``s``, and how wrong rounding may have made it.
+
+    ``slack`` bounds the Euclidean distance between ``s`` and the true singular values (0 on the Gram route);
+    ``slack_sq`` bounds what the sum of any of the squares may be wrong by (0 on the LAPACK route).
+    """
+
+    u: Tensor  # (m, k) orthonormal columns
+    s: Tensor  # (k,)
+    slack: float
+    slack_sq: float
+
+    def tails(self) -> Tensor:
+        """Energy left after rank r: ``sum(s[r:]**2)`` for r = 0 … k, shape (k + 1,), float64.
+
+        >>> svd(torch.diag(torch.tensor([3.0, 2.0, 1.0]))).tails().tolist()
+        [14.0, 5.0, 1.0, 0.0]
+        """
+        squares = torch.cat([self.s.square(), self.s.new_zeros(1)])
+        return squares.flip(0).cumsum(0).flip(0)
+
+    def tail_floor(self, rank: int) -> float:
+        """A certain lower bound on the Frobenius error of every matrix of this rank (Eckart–Young, rounding deducted)."""
+        energy = float(self.s[rank:].square().sum())
+        return max(0.0, math.sqrt(max(0.0, energy - self.slack_sq)) - self.slack)
+
+    def value_floor(self, index: int) -> float:
+        """A certain lower bound on the singular value with this zero-based index; 0 past the end."""
+        if index >= len(self.s):
+            return 0.0
+        value = float(self.s[index])
+        return max(0.0, math.sqrt(max(0.0, value**2 - self.slack_sq)) - self.slack)
+
+
+def fix_signs(u: Tensor) -> Tensor:
+    """Flip columns so that the entry of largest magnitude is positive (the first one where several tie).
+
+    >>> fix_signs(torch.tensor([[0.6, 0.8], [-0.8, 0.6]])).tolist()
+    [[-0.6..., 0.8...], [0.8..., 0.6...]]
+    """
+    if u.shape[0] == 0:
+        return u
+    pivot = u.gather(0, u.abs().argmax(0, keepdim=True))  # (1, k)
+    return u * torch.where(pivot < 0, -1.0, 1.0).to(u.dtype)
+
+
+def svd(a: Tensor) -> SVD:
+    """Left singular vectors and singular values of ``a`` (m, n), computed in float64, signs fixed.
+
+    The smaller side decides: up to ``LAPACK_SIDE`` LAPACK's divide and conquer on the tall orientation, above it
+    the eigenvectors of the float64 Gram matrix of the smaller side. Both are deterministic.
+
+    >>> f = svd(torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0]]))
+    >>> f.s.tolist(), f.u.tolist()
+    ([2.0, 1.0], [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+
+    Raises ``ValueError`` if ``a`` is not a matrix or holds NaN or infinity.
+    """
+    a = _checked(a)
+    m, n = a.shape
+    if min(m, n) == 0:
+        return SVD(u=a.new_zeros(m, 0), s=a.new_zeros(0), slack=0.0, slack_sq=0.0)
+    if min(m, n) <= LAPACK_SIDE:
+        u, s = _lapack(a)
+        return SVD(u=fix_signs(u), s=s, slack=_rounding(a), slack_sq=0.0)
+    if m <= n:
+        energies, u = torch.linalg.eigh(a @ a.T)
+        energies, u = energies.flip(0), u.flip(1)
+    else:
+        energies, v = torch.linalg.eigh(a.T @ a)
+        energies = energies.flip(0)
+        u = torch.linalg.qr(a @ v.flip(1)).Q  # for the smallest values any orthonormal completion serves
+    return SVD(u=fix_signs(u), s=energies.clamp(min=0).sqrt(), slack=0.0, slack_sq=_gram_rounding(a))
+
+
+def singular_values(a: Tensor) -> SVD:
+    """As ``svd`` without vectors (``u`` has no columns), about a third of its time.
+
+    >>> singular_values(torch.eye(3)).s.tolist()
+    [1.0, 1.0, 1.0]
+    """
+    a = _checked(a)
+    m, n = a.shape
+    none = a.new_zeros(m, 0)
+    if min(m, n) == 0:
+        return SVD(u=none, s=a.new_zeros(0), slack=0.0, slack_sq=0.0)
+    if min(m, n) <= LAPACK_SIDE:
+        s = torch.linalg.svdvals(a if m >= n else a.T)
+        return SVD(u=none, s=s, slack=_rounding(a), slack_sq=0.0)
+    energies = torch.linalg.eigvalsh(a @ a.T if m <= n else a.T @ a).flip(0)
+    return SVD(u=none, s=energies.clamp(min=0).sqrt(), slack=0.0, slack_sq=_gram_rounding(a))
+
+
+def _checked(a: Tensor) -> Tensor:
+    if a.ndim != 2:
+        raise ValueError(f"a matrix is wanted, not a tensor of shape {tuple(a.shape)}")
+    a = a.to(torch.float64)
+    if not bool(torch.isfinite(a).all()):
+        raise ValueError(f"the {a.shape[0]} x {a.shape[1]} matrix holds NaN or infinity")
+    return a
+
+
+def _lapack(a: Tensor) -> tuple[Tensor, Tensor]:
+    if a.shape[0] >= a.shape[1]:
+        u, s, _ = torch.linalg.svd(a, full_matrices=False)
+        return u, s
+    _, s, uh = torch.linalg.svd(a.T, full_matrices=False)  # the tall orientation is twice as fast
+    return uh.T, s
+
+
+def _rounding(a: Tensor) -> float:
+    return SAFETY * EPS * max(a.shape) * float(torch.linalg.vector_norm(a))
+
+
+def _gram_rounding(a: Tensor) -> float:
+    # Hoffman–Wielandt bounds the eigenvalue errors in the Euclidean norm; the root turns that into one of their sum.
+    energy = float(torch.linalg.vector_norm(a)) ** 2
+    return SAFETY * EPS * max(a.shape) * math.sqrt(min(a.shape)) * energy

@@ -1,0 +1,21 @@
+"""Square roots of positive semidefinite matrices, without inverses and without Cholesky."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def psd_root(gram: Tensor) -> Tensor:
+    """``R`` (n, k) in float64 with ``R @ R.T == gram``, for a symmetric positive semidefinite ``gram`` (n, n).
+
+    From the eigenvectors, ``R = Q diag(sqrt(l))``; directions whose eigenvalue rounding made zero or negative are
+    left out, so a rank-deficient matrix gives a narrower root instead of a failure.
+
+    >>> psd_root(torch.tensor([[4.0, 0.0], [0.0, 0.0]])).abs().tolist()
+    [[2.0], [0.0]]
+    """
+    gram = gram.to(torch.float64)
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    keep = values > 0
+    return vectors[:, keep] * values[keep].sqrt()

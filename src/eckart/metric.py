@@ -1,0 +1,57 @@
+"""Metrics: which error of a matrix counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eckart.linalg import psd_root
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The norm ``||E R||_F`` of an error E (m, n), R being the identity, a diagonal or the root of a Gram matrix.
+
+    ``right`` is ``None``, a vector (n,) or a matrix (n, k). The root of an input Gram matrix ``sum x x^T`` makes the
+    norm the size of the output error over those inputs: ``||E R||_F^2 = sum ||E x||^2``. Nothing is ever inverted.
+
+    >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]])  # three inputs, one a row
+    >>> e = torch.tensor([[1.0, -1.0]])
+    >>> metric = Metric.gram("inputs", x.T @ x)
+    >>> round(metric.norm(e), 9) == round(float(torch.linalg.norm(e @ x.T)), 9)
+    True
+    """
+
+    name: str
+    right: Tensor | None = None
+
+    @classmethod
+    def plain(cls) -> Metric:
+        """The Frobenius norm itself."""
+        return cls("frobenius")
+
+    @classmethod
+    def gram(cls, name: str, gram: Tensor) -> Metric:
+        """The norm of output errors over inputs with this second moment (n, n)."""
+        return cls(name, psd_root(gram))
+
+    def whiten(self, matrix: Tensor) -> Tensor:
+        """``matrix @ R`` in float64: the plain norm of the result is this metric's norm of ``matrix`` (m, n)."""
+        matrix = matrix.to(torch.float64)
+        if self.right is None:
+            return matrix
+        return matrix * self.right if self.right.ndim == 1 else matrix @ self.right
+
+    def norm(self, error: Tensor) -> float:
+        """``||error R||_F``, float64."""
+        return float(torch.linalg.vector_norm(self.whiten(error)))
+
+    def size(self, width: int) -> float:
+        """``||R||_F^2`` for matrices with ``width`` columns: how much a unit of error in every column counts.
+
+        >>> Metric.plain().size(7)
+        7.0
+        """
+        return float(width) if self.right is None else float(self.right.square().sum())

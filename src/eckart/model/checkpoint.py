@@ -1,0 +1,148 @@
+"""A Hugging Face model directory, read tensor by tensor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eckart.errors import EckartError
+from eckart.model.files import read_json, sha256_of
+from eckart.model.tensorfile import TensorFile, TensorSpec
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# What a model directory may hold beside weights that a reader of the result needs as well.
+COMPANIONS = (
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.py",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "additional_chat_templates/*",
+)
+
+
+class Checkpoint:
+    """The config and the tensors of a model directory; tensors come from memory maps when they are asked for.
+
+    ``tensors`` maps each name to its file and spec. Raises ``EckartError`` for anything that is missing, damaged,
+    pickled or contradictory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not folder.is_dir():
+            raise EckartError(
+                f"{folder} is not a directory: name a Hugging Face model directory or a hub id such as org/name"
+            )
+        self.config = read_json(folder / "config.json")
+        self.files = self._weight_files()
+        self._open = {name: TensorFile(folder / name) for name in self.files}
+        self.tensors: dict[str, tuple[str, TensorSpec]] = {}
+        for file, opened in self._open.items():
+            for name, spec in opened.specs.items():
+                if name in self.tensors:
+                    raise EckartError(
+                        f"{folder}: tensor {name} stands in both {self.tensors[name][0]} and {file}; keep one"
+                    )
+                self.tensors[name] = (file, spec)
+        self._check_index()
+
+    def _weight_files(self) -> list[str]:
+        if (self.folder / INDEX).exists():
+            shards = read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(v, str) for v in shards.values()):
+                raise EckartError(f"{self.folder / INDEX} holds no weight_map of names to files: restore it")
+            names = sorted(set(shards.values()))
+            for name in names:
+                if os.path.basename(name) != name or name in {"", ".", ".."}:
+                    raise EckartError(f"{self.folder / INDEX} points outside its directory ({name!r}): refused")
+                if not (self.folder / name).is_file():
+                    raise EckartError(f"{self.folder / name} is missing: the index names it; download the model again")
+            return names
+        if (self.folder / SINGLE).is_file():
+            return [SINGLE]
+        others = sorted(p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+        if others:
+            raise EckartError(
+                f"{self.folder} holds only pickled weights ({others[0]}), which can run code when read: convert them first, "
+                "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW) on a machine where you trust the file"
+            )
+        raise EckartError(f"{self.folder} holds no {SINGLE} and no {INDEX}: is it a Hugging Face model directory?")
+
+    def _check_index(self) -> None:
+        if not (self.folder / INDEX).exists():
+            return
+        shards = read_json(self.folder / INDEX)["weight_map"]
+        assert isinstance(shards, dict)
+        for name, file in shards.items():
+            if name not in self.tensors or self.tensors[name][0] != file:
+                raise EckartError(
+                    f"{self.folder / INDEX} says that {name} is in {file}, but it is not: restore the index"
+                )
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of this name, as stored."""
+        file, _ = self.tensors[name]
+        return self._open[file].read(name)
+
+    def read_finite(self, name: str) -> Tensor:
+        """As ``read``; raises ``EckartError`` if there is NaN or infinity in it."""
+        tensor = self.read(name)
+        if not bool(torch.isfinite(tensor).all()):
+            file, _ = self.tensors[name]
+            raise EckartError(
+                f"{self.folder / file}: tensor {name} holds NaN or infinity; no error of it could be stated"
+            )
+        return tensor
+
+    def metadata(self, file: str) -> dict[str, str]:
+        """The metadata of one of the weight files."""
+        return self._open[file].metadata
+
+    def specs(self, file: str) -> list[TensorSpec]:
+        """The tensors of one of the weight files."""
+        return list(self._open[file].specs.values())
+
+    def weight_bytes(self) -> int:
+        """The bytes of all safetensors files together."""
+        return sum((self.folder / name).stat().st_size for name in self.files)
+
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of the config and of each weight file."""
+        return {name: sha256_of(self.folder / name) for name in ["config.json", *self.files]}
+
+    def companions(self) -> list[str]:
+        """Files beside the weights that belong to the model: tokenizer, generation config, templates, licence."""
+        own = {"config.json", INDEX, "eckart.json"}
+        found = {p.relative_to(self.folder).as_posix() for pattern in COMPANIONS for p in self.folder.glob(pattern)}
+        return sorted(n for n in found - own if (self.folder / n).is_file() and not n.endswith(".index.json"))
+
+
+def resolve(model: str | Path) -> Path:
+    """The local directory of a model named by path or hub id; a hub id is downloaded unless it is cached.
+
+    ``HF_HUB_OFFLINE=1`` keeps it from touching the network. Raises ``EckartError`` if there is no such model.
+    """
+    path = Path(model)
+    if path.exists():
+        return path
+    name = str(model)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise EckartError(f"{name} does not exist: name a Hugging Face model directory or a hub id such as org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", *COMPANIONS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise EckartError(f"{name} is no local directory, and the hub did not give it: {reason}") from error

@@ -1,0 +1,127 @@
+"""From a compressed checkpoint back to a stock one, with the products multiplied out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from eckart.errors import EckartError
+from eckart.model.checkpoint import INDEX, Checkpoint
+from eckart.model.files import write_json
+from eckart.model.linear import stored_name
+from eckart.model.output import check_free, copy_companions, move_into_place
+from eckart.model.quantizer import METHOD
+from eckart.model.run import Progress, quiet
+from eckart.model.skeleton import Skeleton
+from eckart.model.tensorfile import TensorSpec, write
+from eckart.operator import KINDS, Operator
+
+
+class OperatorModules:
+    """The operators of a compressed checkpoint, read one at a time.
+
+    ``names`` lists the modules that hold one; of modules that share an operator only the one whose tensors are stored.
+    Raises ``EckartError`` if the checkpoint was not made by this library.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        entry = checkpoint.config.get("quantization_config")
+        if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
+            raise EckartError(f"{checkpoint.folder} is not compressed by eckart: its config.json says nothing of it")
+        modules = entry.get("modules")
+        if not isinstance(modules, dict):
+            raise EckartError(f"{checkpoint.folder / 'config.json'} lists no compressed modules: it is damaged")
+        self.checkpoint = checkpoint
+        self._layouts: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for name, spec in modules.items():
+            kind, layout = str(spec["operator"]), tuple(spec["shapes"])
+            if kind not in KINDS:
+                raise EckartError(f"{checkpoint.folder / 'config.json'}: {name} has the unknown operator {kind!r}")
+            if all(self._stored(name, layout, side) in checkpoint.tensors for side in layout):
+                self._layouts[name] = (kind, layout)
+
+    @staticmethod
+    def _stored(name: str, layout: tuple[str, ...], side: str) -> str:
+        return f"{name}.{stored_name(side, layout)}"
+
+    @property
+    def names(self) -> list[str]:
+        """The modules whose operators are stored."""
+        return list(self._layouts)
+
+    def tensors(self, name: str) -> Mapping[str, str]:
+        """For each tensor of a module's operator its name on disk."""
+        _, layout = self._layouts[name]
+        return {side: self._stored(name, layout, side) for side in layout}
+
+    def read(self, name: str) -> Operator:
+        """The operator of a module, in its stored dtype."""
+        kind, _ = self._layouts[name]
+        return KINDS[kind](**{side: self.checkpoint.read(disk) for side, disk in self.tensors(name).items()})
+
+
+def densify(folder: str | Path, out: str | Path, *, progress: Progress = quiet) -> Path:
+    """Write a stock checkpoint whose weights are the products of a compressed one, rounded to the stored dtype.
+
+    Products are formed in float32 (float64 for float64 factors), one matrix at a time. The result needs nothing but
+    transformers. Raises ``EckartError`` if ``folder`` is not a compressed checkpoint or ``out`` is not free.
+    """
+    folder, out = Path(folder), Path(out)
+    check_free(out)
+    checkpoint = Checkpoint(folder)
+    modules = OperatorModules(checkpoint)
+    dense_config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    transposed = _transposed(checkpoint)
+    first = {next(iter(modules.tensors(name).values())): name for name in modules.names}
+    rest = {disk for name in modules.names for disk in list(modules.tensors(name).values())[1:]}
+
+    def spec(stored: TensorSpec) -> TensorSpec:
+        if stored.name not in first:
+            return stored
+        rows, columns = modules.read(first[stored.name]).shape
+        shape = (columns, rows) if first[stored.name] in transposed else (rows, columns)
+        return TensorSpec(stored.name, stored.dtype, shape)
+
+    def produce(name: str) -> Tensor:
+        if name not in first:
+            return checkpoint.read(name)
+        op = modules.read(first[name])
+        stored = next(iter(op.tensors().values())).dtype
+        wide = stored if stored.itemsize > 4 else None
+        product = type(op)(**{n: t if wide else t.float() for n, t in op.tensors().items()}).dense().to(stored)
+        return (product.T if first[name] in transposed else product).contiguous()
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise EckartError(
+            f"{out.parent} cannot be written: {error.strerror or error}; choose another output"
+        ) from error
+    with scratch as name:
+        made = Path(name) / "dense"
+        made.mkdir()
+        places: dict[str, str] = {}
+        total = 0
+        for done, file in enumerate(checkpoint.files):
+            specs = [spec(stored) for stored in checkpoint.specs(file) if stored.name not in rest]
+            write(made / file, specs, {"format": "pt"} | checkpoint.metadata(file), produce)
+            places |= {entry.name: file for entry in specs}
+            total += sum(entry.nbytes for entry in specs)
+            progress("densify", done + 1, len(checkpoint.files), file)
+        if (folder / INDEX).exists():
+            write_json(made / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        write_json(made / "config.json", dense_config)
+        copy_companions(checkpoint, made)
+        move_into_place(made, out)
+    return out
+
+
+def _transposed(checkpoint: Checkpoint) -> set[str]:
+    """The modules that store their weight as (inputs, outputs)."""
+    skeleton = Skeleton(checkpoint)
+    return {name for name, module in skeleton.model.named_modules() if isinstance(module, Conv1D)}

@@ -1,0 +1,335 @@
+"""Compression from start to end: plan, survey, allocate, fit, choose, write."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from eckart.allocate import Allocation, Allocator, Slot, Uniform, smallest, total_bytes
+from eckart.allocate.slots import BudgetError, Rank
+from eckart.errors import EckartError
+from eckart.model import certificate
+from eckart.model.certificate import Certificate, MatrixRecord
+from eckart.model.checkpoint import Checkpoint, resolve
+from eckart.model.compression import Compress
+from eckart.model.files import human_bytes, sha256_of
+from eckart.model.fitting import Fitted, fit_all
+from eckart.model.journal import Journal
+from eckart.model.layout import output_bytes
+from eckart.model.output import FOLDER, check_free, move_into_place, write_rest, write_weights
+from eckart.model.run import Progress, Request, Run, environment, peak_memory, quiet, seeded
+from eckart.model.skeleton import Skeleton
+from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, survey
+from eckart.model.targets import Target, Untouched, find_targets
+from eckart.model.text import draw_windows, encode, load_tokenizer, read_text, window_length
+from eckart.model.walk import Walk
+from eckart.stats import Need
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What ``compress`` made: where, how large, at which loss, and the record of every matrix.
+
+    ``losses`` holds the mean negative log-likelihood on the calibration windows of the original and of each choice of
+    ranks that was tried; ``kept`` names the choice that was taken. ``gap`` bounds by how much the expected loss of the
+    allocated ranks may exceed that of the best possible ones.
+    """
+
+    folder: Path
+    matrices: tuple[MatrixRecord, ...]
+    untouched: tuple[Untouched, ...]
+    target_bytes: tuple[int, int]  # before, after
+    file_bytes: tuple[int, int]
+    losses: Mapping[str, float]
+    kept: str
+    gap: float | None
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What ``plan`` found: ranks and predicted relative errors, without any output written."""
+
+    rows: tuple[PlannedMatrix, ...]
+    untouched: tuple[Untouched, ...]
+    target_bytes: tuple[int, int]
+    file_bytes: tuple[int, int]
+    scratch_bytes: int
+    work_folder: Path
+
+
+@dataclass(frozen=True)
+class PlannedMatrix:
+    """One line of a plan; ``predicted`` is the relative error in the recipe's metric."""
+
+    name: str
+    shape: tuple[int, int]
+    operator: str
+    rank: int | None
+    bytes: int
+    predicted: float
+
+
+def compress(
+    model: str | Path,
+    out: str | Path,
+    recipe: Compress,
+    request: Request,
+    *,
+    restart: bool = False,
+    progress: Progress = quiet,
+) -> Compressed:
+    """Compress a checkpoint into a directory that transformers loads after ``import eckart``.
+
+    ``model`` is a local Hugging Face directory or a hub id; ``out`` must not exist yet or be empty. A run that was
+    killed goes on when it is repeated unchanged and ends in the same bytes; ``restart`` begins anew. Reads and writes tensor
+    by tensor; with calibration, one block's weights and statistics are in memory at a time.
+
+    Raises ``EckartError`` for anything wrong with the input, the options or the place for the output.
+    """
+    out = Path(out)
+    check_free(out)
+    run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
+    try:
+        candidates, gap, losses = _choose_ranks(run)
+        fitted = fit_all(run, candidates)
+        chosen = _better(fitted)
+        losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}
+        hashes = write_weights(run, chosen)
+        table = _certificate(run, chosen, losses, gap, hashes)
+        write_rest(run, chosen, table)
+        run.journal.once("sealed", lambda: (None, []))
+        move_into_place(run.file(FOLDER), out)
+        run.journal.remove()
+    finally:
+        run.journal.close()
+    return _read_result(out)
+
+
+def plan(
+    model: str | Path,
+    out: str | Path,
+    recipe: Compress,
+    request: Request,
+    *,
+    restart: bool = False,
+    progress: Progress = quiet,
+) -> Planned:
+    """What ``compress`` with the same arguments would do: ranks, bytes, predicted errors, size of the temporary file.
+
+    The measurements that this takes stay in the work folder, and ``compress`` goes on from them.
+    """
+    out = Path(out)
+    check_free(out)
+    run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
+    try:
+        candidates, _, _ = _choose_ranks(run)
+        ranks = next(iter(candidates.values()))
+        if run.walk is not None:
+            measure_curves(run)
+        rows = []
+        for target in run.targets:
+            rank = ranks[target.name]
+            kind = "dense" if rank is None else "factors"
+            error = predicted_error(run, target, rank)
+            rows.append(PlannedMatrix(target.name, target.shape, kind, rank, target.slot().cost(rank), error))
+        slots = {target.name: target.slot() for target in run.targets}
+        return Planned(
+            rows=tuple(rows),
+            untouched=tuple(run.untouched),
+            target_bytes=(sum(t.bytes for t in run.targets), total_bytes(slots, ranks)),
+            file_bytes=(run.checkpoint.weight_bytes(), output_bytes(run.skeleton, run.targets, ranks)),
+            scratch_bytes=scratch_bytes(run),
+            work_folder=run.journal.folder,
+        )
+    finally:
+        run.journal.close()
+
+
+def work_folder(out: Path) -> Path:
+    """Where an unfinished run for this output lies: beside it, so that the last rename stays on one file system."""
+    out = out.absolute()
+    return out.parent / f".{out.name}.eckart-work"
+
+
+def _open_run(
+    model: str | Path, out: Path, recipe: Compress, request: Request, *, restart: bool, progress: Progress
+) -> Run:
+    checkpoint = Checkpoint(resolve(model))
+    if "quantization_config" in checkpoint.config:
+        raise EckartError(f"{checkpoint.folder} is already compressed or quantised: start from the original checkpoint")
+    skeleton = Skeleton(checkpoint, torch.device(request.device))
+    targets, untouched = find_targets(skeleton, request.only, request.exclude)
+    walk: Walk | None = None
+    calibration: dict[str, object] | None = None
+    if recipe.needs:
+        walk, calibration = _calibration(skeleton, request)
+    source = checkpoint.file_hashes()
+    header = environment() | {
+        "source": source,
+        "recipe": recipe.describe(),
+        "keep": request.keep,
+        "bytes": request.size,
+        "only": list(request.only),
+        "exclude": list(request.exclude),
+        "seed": request.seed,
+        "device": request.device,
+        "calibration": calibration,
+    }
+    _check_budget(skeleton, targets, request)
+    folder = work_folder(out)
+    if restart and folder.exists():
+        shutil.rmtree(folder)
+    journal = Journal(folder, header)
+    return Run(
+        checkpoint=checkpoint,
+        skeleton=skeleton,
+        recipe=recipe,
+        request=request,
+        targets=targets,
+        untouched=untouched,
+        journal=journal,
+        walk=walk,
+        source=source,
+        calibration=calibration,
+        progress=progress,
+    )
+
+
+def _calibration(skeleton: Skeleton, request: Request) -> tuple[Walk, dict[str, object]]:
+    """The windows that statistics are taken over, and what the record says of them."""
+    if request.calibration is None:
+        raise EckartError("this recipe needs a calibration text: name one with --calibration FILE")
+    folder = skeleton.checkpoint.folder
+    text = read_text(request.calibration)
+    ids = encode(load_tokenizer(folder), text)
+    length = window_length(folder, request.window)
+    windows = draw_windows(ids, length, request.tokens, seeded(request.seed, "windows"))
+    facts: dict[str, object] = {
+        "sha256": sha256_of(request.calibration),
+        "tokens": int(windows.numel()),
+        "asked_tokens": request.tokens,
+        "window": length,
+        "seed": request.seed,
+    }
+    return Walk(skeleton, windows), facts
+
+
+def _check_budget(skeleton: Skeleton, targets: Sequence[Target], request: Request) -> None:
+    """Refuse a budget below what is possible before any work is done, and say the smallest."""
+    slots = {target.name: target.slot() for target in targets}
+    least = smallest(slots)
+    total = sum(slot.dense_bytes for slot in slots.values())
+    if request.keep is not None and total_bytes(slots, least) > request.keep * total:
+        share = total_bytes(slots, least) / total
+        raise EckartError(
+            f"--keep is {request.keep:g}, but with rank 1 everywhere {share:.4f} of the bytes remain: give at least that"
+        )
+    if request.size is not None and output_bytes(skeleton, targets, least) > request.size:
+        size = output_bytes(skeleton, targets, least)
+        raise EckartError(
+            f"--bytes is {request.size}, but with rank 1 everywhere the files take {size} bytes "
+            f"({human_bytes(size)}): give at least that, or name more matrices with --only"
+        )
+
+
+def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
+    """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
+    slots = {target.name: target.slot() for target in run.targets}
+    uniform = _within_budget(run, Uniform(), slots)
+    if Need.SENSITIVITY not in run.recipe.allocate.needs:
+        own = _within_budget(run, run.recipe.allocate, slots)
+        return {"uniform": own.ranks}, own.gap, {}
+    priced, loss = survey(run)
+    allocated = _within_budget(run, run.recipe.allocate, priced)
+    return {"allocated": allocated.ranks, "uniform": uniform.ranks}, allocated.gap, {"original": loss}
+
+
+def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, Slot]) -> Allocation:
+    """Allocate so that the bytes of the targets, or those of the files with their headers, stay within the request."""
+    total = sum(slot.dense_bytes for slot in slots.values())
+    if run.request.keep is not None:
+        return allocate(slots, int(run.request.keep * total))
+    assert run.request.size is not None
+    # Headers grow a little with the digits of larger shapes and offsets: two rounds settle what they take.
+    ranks: Mapping[str, Rank] = smallest(slots)
+    margin = 0
+    while True:
+        overhead = output_bytes(run.skeleton, run.targets, ranks) - total_bytes(slots, ranks) + margin
+        try:
+            allocation = allocate(slots, min(run.request.size - overhead, total))
+        except BudgetError:
+            return Allocation(smallest(slots))
+        if output_bytes(run.skeleton, run.targets, allocation.ranks) <= run.request.size:
+            return allocation
+        ranks, margin = allocation.ranks, margin + 8 * len(slots)
+
+
+def _better(fitted: list[Fitted]) -> Fitted:
+    """The choice of the least measured loss; the first where nothing was measured."""
+    return min(fitted, key=lambda fit: fit.loss if fit.loss is not None else 0.0)
+
+
+def _certificate(
+    run: Run, chosen: Fitted, losses: Mapping[str, float], gap: float | None, hashes: Mapping[str, str]
+) -> dict[str, object]:
+    slots = {target.name: target.slot() for target in run.targets}
+    return {
+        "format": certificate.FORMAT,
+        "environment": environment(),
+        "recipe": run.recipe.describe()
+        | {
+            "title": run.recipe.paper.title,
+            "link": run.recipe.paper.link,
+            "deviations": list(run.recipe.paper.deviations),
+        },
+        "request": {
+            "keep": run.request.keep,
+            "bytes": run.request.size,
+            "only": list(run.request.only),
+            "exclude": list(run.request.exclude),
+            "seed": run.request.seed,
+            "device": run.request.device,
+        },
+        "calibration": run.calibration,
+        "source": run.source,
+        "sizes": {
+            "targets": {"before": sum(t.bytes for t in run.targets), "after": total_bytes(slots, chosen.ranks)},
+            "files": {
+                "before": run.checkpoint.weight_bytes(),
+                "after": output_bytes(run.skeleton, run.targets, chosen.ranks),
+            },
+        },
+        "ranks": {"kept": chosen.label, "losses": dict(losses), "gap": gap},
+        "matrices": [certificate.record(t, chosen.ranks[t.name], chosen.bounds[t.name]).to_json() for t in run.targets],
+        "untouched": [{"name": u.name, "shape": list(u.shape), "reason": u.reason} for u in run.untouched],
+        "tensors": dict(hashes),
+    }
+
+
+def _read_result(out: Path) -> Compressed:
+    """The result as its certificate tells it."""
+    found = Certificate.read(out)
+    sizes, ranks = found.section("sizes"), found.section("ranks")
+    targets, files, losses = sizes["targets"], sizes["files"], ranks["losses"]
+    assert isinstance(targets, dict)
+    assert isinstance(files, dict)
+    assert isinstance(losses, dict)
+    untouched = found.table["untouched"]
+    assert isinstance(untouched, list)
+    gap = ranks["gap"]
+    return Compressed(
+        folder=out,
+        matrices=found.matrices,
+        untouched=tuple(Untouched(u["name"], tuple(u["shape"]), u["reason"]) for u in untouched),
+        target_bytes=(targets["before"], targets["after"]),
+        file_bytes=(files["before"], files["after"]),
+        losses=losses,
+        kept=str(ranks["kept"]),
+        gap=gap if isinstance(gap, float) else None,
+        peak_memory=peak_memory(),
+    )

@@ -1,0 +1,98 @@
+"""Which tensors a compressed checkpoint holds, in which file, and how many bytes that makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from eckart.allocate.slots import Rank
+from eckart.model.checkpoint import INDEX, Checkpoint
+from eckart.model.skeleton import Skeleton
+from eckart.model.targets import Target
+from eckart.model.tensorfile import TensorSpec, file_bytes
+
+Ranks = Mapping[str, Rank]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor to write: copied from ``source`` on disk, or the factor ``side`` of ``target``."""
+
+    spec: TensorSpec
+    source: str | None = None
+    target: Target | None = None
+    side: str = ""
+
+
+def layout(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks) -> dict[str, list[Piece]]:
+    """For each weight file of the source the pieces that the result's file of the same name holds.
+
+    Factors take the place of the weight that they replace, under the names that the modules have: the left one keeps the
+    stock name, whose shape a stock loader refuses.
+    """
+    checkpoint = skeleton.checkpoint
+    factored = {target.disk: target for target in targets if ranks[target.name] is not None}
+    replaced = _copies(skeleton, factored)
+    pieces: dict[str, list[Piece]] = {}
+    for file in checkpoint.files:
+        table = pieces.setdefault(file, [])
+        for spec in checkpoint.specs(file):
+            if spec.name in factored:
+                target = factored[spec.name]
+                rank = ranks[target.name]
+                assert rank is not None
+                for side, shape in factor_shapes(target, rank).items():
+                    name = f"{target.name}.{'weight' if side == 'left' else side}"
+                    table.append(Piece(TensorSpec(name, spec.dtype, shape), target=target, side=side))
+            elif spec.name not in replaced:
+                table.append(Piece(spec, source=spec.name))
+    return {file: table for file, table in pieces.items() if table}
+
+
+def _copies(skeleton: Skeleton, factored: Mapping[str, Target]) -> set[str]:
+    """Tensors on disk that only repeat a tied weight which is now factored."""
+    twins = {f"{twin}.weight" for target in factored.values() for twin in target.twins}
+    return {disk for disk, place in skeleton.places.items() if place in twins}
+
+
+def factor_shapes(target: Target, rank: int) -> dict[str, tuple[int, int]]:
+    """Shapes of the two factors of a target."""
+    rows, columns = target.shape
+    return {"left": (rows, rank), "right": (rank, columns)}
+
+
+def modules_entry(targets: Sequence[Target], ranks: Ranks) -> dict[str, object]:
+    """The ``modules`` table of the result's ``quantization_config``."""
+    entries: dict[str, object] = {}
+    for target in targets:
+        rank = ranks[target.name]
+        if rank is not None:
+            shapes = {side: list(shape) for side, shape in factor_shapes(target, rank).items()}
+            for name in (target.name, *target.twins):
+                entries[name] = {"operator": "factors", "shapes": shapes}
+    return entries
+
+
+def metadata(checkpoint: Checkpoint, file: str) -> dict[str, str]:
+    """The metadata of a file of the result: that of the source, and the framework tag that transformers asks for."""
+    return {"format": "pt"} | checkpoint.metadata(file)
+
+
+def output_bytes(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks) -> int:
+    """The bytes of all safetensors files of the result, headers included."""
+    return sum(
+        file_bytes([piece.spec for piece in table], metadata(skeleton.checkpoint, file))
+        for file, table in layout(skeleton, targets, ranks).items()
+    )
+
+
+def index_table(pieces: Mapping[str, Sequence[Piece]]) -> dict[str, object] | None:
+    """The index of a sharded result; ``None`` where there is one file."""
+    if list(pieces) == ["model.safetensors"]:
+        return None
+    total = sum(piece.spec.nbytes for table in pieces.values() for piece in table)
+    names = {piece.spec.name: file for file, table in pieces.items() for piece in table}
+    return {"metadata": {"total_size": total}, "weight_map": names}
+
+
+__all__ = ["INDEX", "Piece", "factor_shapes", "index_table", "layout", "metadata", "modules_entry", "output_bytes"]

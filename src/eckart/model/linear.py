@@ -1,0 +1,119 @@
+"""The one module that holds an operator in place of a dense weight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eckart.operator import KINDS, Dense, Factors, Operator
+
+
+def apply_to_rows(op: Operator, x: Tensor) -> Tensor:
+    """``x @ op.T`` for inputs x (…, n), giving (…, m): a linear map as modules want it.
+
+    >>> apply_to_rows(Factors(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 1.0]])), torch.tensor([[1.0, 1.0]])).tolist()
+    [[4.0, 8.0]]
+    """
+    if isinstance(op, Factors):
+        return F.linear(F.linear(x, op.right), op.left)
+    if isinstance(op, Dense):
+        return F.linear(x, op.matrix)
+    return (op @ x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], op.shape[0])
+
+
+class _Holder(nn.Module):
+    """Registers an operator's tensors as parameters: the first one as ``weight``, the others under their own names.
+
+    The stock name makes loading without this library fail on its shape instead of leaving random weights.
+    """
+
+    kind: str
+    layout: tuple[str, ...]  # the operator's tensor names, the first stored as "weight"
+
+    def _hold(self, kind: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None) -> None:
+        self.kind, self.layout = kind, tuple(shapes)
+        for name, shape in shapes.items():
+            setattr(self, stored_name(name, self.layout), nn.Parameter(torch.empty(shape, dtype=dtype)))
+
+    @property
+    def operator(self) -> Operator:
+        """The operator made of the current parameters."""
+        return KINDS[self.kind](**{name: getattr(self, stored_name(name, self.layout)) for name in self.layout})
+
+
+def stored_name(name: str, layout: tuple[str, ...]) -> str:
+    """What a module calls an operator's tensor: ``weight`` for the first of its layout."""
+    return "weight" if name == layout[0] else name
+
+
+class OperatorLinear(_Holder, nn.Linear):
+    """``y = op x + bias``; a ``nn.Linear`` to whoever asks, so that stock PEFT adapts it.
+
+    It overrides ``forward`` and leaves ``nn.Linear.__init__`` out, which would allocate the dense weight.
+
+    >>> layer = OperatorLinear("factors", 4, 3, {"left": (3, 2), "right": (2, 4)}, bias=False)
+    >>> [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
+    [('weight', (3, 2)), ('right', (2, 4))]
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_features: int,
+        out_features: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        bias: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = in_features, out_features
+        self._hold(kind, shapes, dtype)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map applied to inputs (…, in), giving (…, out)."""
+        y = apply_to_rows(self.operator, x)
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """Sizes and kind, as printed by ``print(model)``."""
+        return f"{self.in_features} -> {self.out_features}, {self.kind}, bias={self.bias is not None}"
+
+
+class OperatorEmbedding(_Holder, nn.Embedding):
+    """Rows of ``op`` (entries, width) looked up by index, for factors: ``left[ids] @ right``.
+
+    >>> layer = OperatorEmbedding("factors", 10, 4, {"left": (10, 2), "right": (2, 4)})
+    >>> layer(torch.tensor([1, 2])).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        num_embeddings: int,
+        embedding_dim: int,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        padding_idx: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
+        self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = None, 2.0, False, False
+        self._hold(kind, shapes, dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The rows of these indices, (…, width)."""
+        op = self.operator
+        if isinstance(op, Factors):
+            return F.embedding(ids, op.left, self.padding_idx) @ op.right
+        return F.embedding(ids, op.dense(), self.padding_idx)
+
+    def extra_repr(self) -> str:
+        """Sizes and kind, as printed by ``print(model)``."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.kind}"

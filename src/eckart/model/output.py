@@ -1,0 +1,144 @@
+"""Writing a compressed checkpoint: shard by shard, aside, and in place all at once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from eckart.errors import EckartError
+from eckart.model import certificate
+from eckart.model.checkpoint import INDEX, Checkpoint
+from eckart.model.files import human_bytes, sync_folder, write_json, written_whole
+from eckart.model.fitting import Fitted, read_factors
+from eckart.model.layout import Piece, index_table, layout, metadata, modules_entry
+from eckart.model.quantizer import FORMAT, METHOD
+from eckart.model.run import Run
+from eckart.model.tensorfile import write
+
+FOLDER = "result"
+
+
+def write_weights(run: Run, chosen: Fitted) -> dict[str, str]:
+    """Write the shards of the result into the work folder; the SHA-256 of every tensor."""
+    pieces = layout(run.skeleton, run.targets, chosen.ranks)
+    folder = run.file(FOLDER)
+    folder.mkdir(exist_ok=True)
+    hashes: dict[str, str] = {}
+    for done, (file, table) in enumerate(pieces.items()):
+
+        def make(file: str = file, table: list[Piece] = table) -> tuple[object, list[str]]:
+            by_name = {piece.spec.name: piece for piece in table}
+            made = write(
+                folder / file,
+                [piece.spec for piece in table],
+                metadata(run.checkpoint, file),
+                lambda name: _tensor(run, chosen, by_name[name]),
+            )
+            return made, [f"{FOLDER}/{file}"]
+
+        value = run.journal.once(f"write/{file}", make)
+        assert isinstance(value, dict)
+        hashes |= value
+        run.progress("write", done + 1, len(pieces), file)
+    index = index_table(pieces)
+    if index is not None:
+        write_json(folder / INDEX, index)
+    return hashes
+
+
+def _tensor(run: Run, chosen: Fitted, piece: Piece) -> Tensor:
+    if piece.source is not None:
+        return run.checkpoint.read(piece.source)
+    assert piece.target is not None
+    return dict(read_factors(run, chosen.label, piece.target).tensors())[piece.side]
+
+
+def write_rest(run: Run, chosen: Fitted, table: Mapping[str, object]) -> None:
+    """Write config, certificate, model card and the files that came with the original."""
+    folder = run.file(FOLDER)
+    config = dict(run.checkpoint.config)
+    modules = modules_entry(run.targets, chosen.ranks)
+    if modules:
+        config["quantization_config"] = {"quant_method": METHOD, "format": FORMAT, "modules": modules}
+    write_json(folder / "config.json", config)
+    write_json(folder / certificate.NAME, table)
+    copy_companions(run.checkpoint, folder)
+    with written_whole(folder / "README.md") as handle:
+        handle.write(_card(run, table).encode())
+
+
+def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy tokenizer, generation config, templates and licence of a checkpoint."""
+    for name in checkpoint.companions():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(target) as handle, (checkpoint.folder / name).open("rb") as source:
+            shutil.copyfileobj(source, handle)
+
+
+def _card(run: Run, table: Mapping[str, object]) -> str:
+    """The model card: the original's licence, what was done, and how to load it."""
+    sizes = table["sizes"]
+    assert isinstance(sizes, dict)
+    front = ["---", *_licence_lines(run.checkpoint), "library_name: transformers", "tags:", "- eckart", "---"]
+    before, after = (human_bytes(sizes["files"][when]) for when in ("before", "after"))
+    maps_before, maps_after = (human_bytes(sizes["targets"][when]) for when in ("before", "after"))
+    title = run.recipe.paper.title
+    body = [
+        "# A checkpoint compressed by eckart",
+        "",
+        f"Weights {before} before, {after} now; of these the approximated linear maps {maps_before} before, {maps_after} now.",
+        f"Method: {title}" + (f" ({run.recipe.paper.link})." if run.recipe.paper.link else "."),
+        "`eckart.json` holds the parts, settings and seeds, and for every matrix its rank, bytes and error bounds.",
+        "",
+        "```python",
+        "import eckart  # registers the format; without it loading fails on purpose",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        "model = AutoModelForCausalLM.from_pretrained(THIS_DIRECTORY)",
+        "```",
+        "",
+        "Check it with `eckart verify THIS_DIRECTORY --against ORIGINAL`; "
+        "`eckart densify THIS_DIRECTORY -o DENSE` makes a stock checkpoint of it.",
+        "",
+    ]
+    return "\n".join([*front, "", *body])
+
+
+def _licence_lines(checkpoint: Checkpoint) -> list[str]:
+    """The licence entries in the front matter of the original's model card."""
+    card = checkpoint.folder / "README.md"
+    if not card.is_file():
+        return []
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
+        return []
+    front = lines[1 : lines.index("---", 1)]
+    return [
+        line
+        for line in front
+        if line.startswith(("license:", "license_name:", "license_link:", "language:"))
+        and line.split(":", 1)[1].strip()
+    ]
+
+
+def check_free(out: Path) -> None:
+    """Raise ``EckartError`` if something already lies where the result shall go, or nothing can be written there."""
+    if out.is_file() or out.is_symlink():
+        raise EckartError(f"{out} is a file: name a directory that does not exist yet")
+    if out.is_dir() and any(out.iterdir()):
+        raise EckartError(f"{out} is not empty: choose another output directory, or empty it")
+
+
+def move_into_place(source: Path, out: Path) -> None:
+    """Put a finished folder under its name in one step."""
+    for folder in [source, *(p for p in source.rglob("*") if p.is_dir())]:
+        sync_folder(folder)
+    try:
+        source.replace(out)
+        sync_folder(out.parent)
+    except OSError as error:
+        raise EckartError(f"{out} cannot be put in place: {error.strerror or error}") from error

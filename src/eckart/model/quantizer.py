@@ -1,0 +1,123 @@
+"""Registration with transformers: after ``import eckart``, ``from_pretrained`` loads compressed checkpoints.
+
+``config.json`` of a compressed checkpoint holds, under ``quantization_config``, what loading needs and no more::
+
+    {"quant_method": "eckart", "format": 1,
+     "modules": {"model.layers.0.mlp.up_proj": {"operator": "factors", "shapes": {"left": [864, 90], "right": [90, 320]}}}}
+
+Modules are replaced on the meta device before any weight is read; a dense weight is never built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from eckart.errors import EckartError
+from eckart.model.linear import OperatorEmbedding, OperatorLinear
+from eckart.operator import KINDS
+
+METHOD = "eckart"
+FORMAT = 1
+
+
+@register_quantization_config(METHOD)
+class OperatorCheckpoint(QuantizationConfigMixin):
+    """The ``quantization_config`` of a compressed checkpoint: which modules hold which operator, in which shapes."""
+
+    def __init__(self, modules: Mapping[str, Mapping[str, Any]] | None = None, format: int = FORMAT, **_: Any) -> None:
+        if format != FORMAT:
+            raise EckartError(
+                f"this checkpoint has format {format}, this version of eckart reads {FORMAT}: update eckart"
+            )
+        self.quant_method = METHOD
+        self.format = format
+        self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"quant_method": METHOD, "format": self.format, "modules": self.modules}
+
+
+@register_quantizer(METHOD)
+class OperatorQuantizer(HfQuantizer):
+    """Puts operator modules where the config says."""
+
+    quantization_config: OperatorCheckpoint
+    requires_calibration = True  # a stock model can't be compressed on the fly while it loads
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for name, entry in self.quantization_config.modules.items():
+            put_operator(model, name, str(entry["operator"]), {k: tuple(v) for k, v in entry["shapes"].items()})
+        retie(model, self.quantization_config.modules)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Saving writes the operators back as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Gradients reach the factors."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Trainers may train the factors themselves, without an adapter."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Nothing in the way of ``torch.compile``."""
+        return True
+
+
+def put_operator(model: nn.Module, name: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Replace the linear map or embedding called ``name`` by a module that holds an operator of these shapes."""
+    try:
+        old = model.get_submodule(name)
+    except AttributeError as error:
+        raise EckartError(f"config.json names the module {name}, which {type(model).__name__} does not have") from error
+    if kind not in KINDS:
+        raise EckartError(f"config.json gives {name} the operator {kind!r}; known are {', '.join(KINDS)}")
+    parent, _, leaf = name.rpartition(".")
+    dtype = next(old.parameters()).dtype
+    new: nn.Module
+    with torch.device("meta"):
+        if isinstance(old, nn.Embedding):
+            new = OperatorEmbedding(
+                kind, old.num_embeddings, old.embedding_dim, shapes, padding_idx=old.padding_idx, dtype=dtype
+            )
+        elif isinstance(old, nn.Linear | Conv1D):
+            in_features, out_features = features(old)
+            new = OperatorLinear(kind, in_features, out_features, shapes, bias=old.bias is not None, dtype=dtype)
+        else:
+            raise EckartError(f"config.json gives {name} an operator, but a {type(old).__name__} is no linear map")
+    new.train(old.training)
+    setattr(model.get_submodule(parent), leaf, new)
+
+
+def features(module: nn.Module) -> tuple[int, int]:
+    """Width of the inputs and of the outputs of a linear map; GPT-2's Conv1D stores its weight transposed."""
+    if isinstance(module, Conv1D):
+        return module.weight.shape[0], module.weight.shape[1]
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def retie(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
+    """Extend the model's table of tied parameters to the further tensors of an operator that two modules share."""
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    for copy, source in list(ties.items()):
+        owner, twin = source.rpartition(".")[0], copy.rpartition(".")[0]
+        for name in list(modules.get(owner, {}).get("shapes", {}))[1:]:
+            if twin in modules:
+                ties[f"{twin}.{name}"] = f"{owner}.{name}"
+    if ties:
+        model.all_tied_weights_keys = ties

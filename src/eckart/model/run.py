@@ -1,0 +1,170 @@
+"""What all stages of a compression share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+import transformers
+from torch import Generator, Tensor
+
+from eckart._version import __version__
+from eckart.errors import EckartError
+from eckart.metric import Metric
+from eckart.model.checkpoint import Checkpoint
+from eckart.model.compression import Compress, Statistics
+from eckart.model.journal import Journal
+from eckart.model.skeleton import Skeleton
+from eckart.model.targets import Target, Untouched
+from eckart.model.walk import Walk
+from eckart.stats import MetricRule, Moments, Need
+
+# Told after every finished piece: the stage, how many pieces of it are done and how many there are, and the piece.
+Progress = Callable[[str, int, int, str], None]
+
+
+def quiet(stage: str, done: int, total: int, piece: str) -> None:
+    """The progress of a library call: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be done to a model: one of ``keep`` and ``size``, and where the statistics come from.
+
+    ``keep`` is the share of the targets' bytes that may remain, ``size`` the bytes of all safetensors files together.
+    Raises ``EckartError`` for values that make no sense.
+    """
+
+    keep: float | None = None
+    size: int | None = None
+    only: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    calibration: Path | None = None
+    tokens: int = 32768
+    window: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if (self.keep is None) == (self.size is None):
+            raise EckartError("say how small the result shall be: either --keep FRACTION or --bytes SIZE")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise EckartError(f"--keep is {self.keep:g}: give a fraction above 0 and at most 1")
+        if self.size is not None and self.size <= 0:
+            raise EckartError(f"--bytes is {self.size}: give a size above 0")
+        if self.tokens < 1:
+            raise EckartError(f"--tokens is {self.tokens}: give at least one window of tokens")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise EckartError(f"--device is {self.device!r}, which this machine does not have: try cpu") from error
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One compression under way."""
+
+    checkpoint: Checkpoint
+    skeleton: Skeleton
+    recipe: Compress
+    request: Request
+    targets: list[Target]
+    untouched: list[Untouched]
+    journal: Journal
+    walk: Walk | None  # None where the recipe needs no text
+    source: dict[str, str]  # SHA-256 of the files of the original
+    calibration: dict[str, object] | None  # what the record says of the calibration text
+    progress: Progress = quiet
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the model has."""
+        return len(self.skeleton.blocks)
+
+    def walking(self) -> Walk:
+        """The walk, where the recipe has one."""
+        assert self.walk is not None
+        return self.walk
+
+    def in_block(self, block: int | None) -> list[Target]:
+        """The targets of a block; ``None``: those outside of all."""
+        return [target for target in self.targets if target.block == block]
+
+    def file(self, name: str) -> Path:
+        """A work file."""
+        return self.journal.path(name)
+
+    def rng(self, purpose: str) -> Generator:
+        """A generator for one purpose, the same however far an earlier run came."""
+        return seeded(self.request.seed, purpose)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether statistics come from the compressed model."""
+        return self.recipe.statistics is Statistics.COMPRESSED
+
+    def weight(self, target: Target) -> Tensor:
+        """The weight of a target (outputs, inputs), on the device of the run."""
+        return target.read(self.checkpoint).to(self.request.device)
+
+    def metrics(self, targets: Sequence[Target], moments: dict[str, Moments]) -> dict[str, Metric]:
+        """The recipe's metric for each target; maps that share their input share the metric and its one decomposition."""
+        made: dict[int, Metric] = {}
+        found: dict[str, Metric] = {}
+        for target in targets:
+            seen = moments.get(observed_name(target))
+            if id(seen) not in made:
+                made[id(seen)] = metric_for(self.recipe.metric, seen)
+            found[target.name] = made[id(seen)]
+        return found
+
+    @property
+    def wants_gram(self) -> bool:
+        """Whether second moments must be collected."""
+        return Need.GRAM in self.recipe.metric.needs
+
+
+def seeded(seed: int, purpose: str) -> Generator:
+    """A generator that depends on the seed and on what it is for, and on nothing else."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+
+
+def observed_name(target: Target) -> str:
+    """The module whose inputs a target's metric is made from: for a tied embedding the head."""
+    return target.twins[0] if target.looked_up and target.twins else target.name
+
+
+def observed(targets: Sequence[Target]) -> list[str]:
+    """The modules to observe for these targets; a plain embedding has no input vectors."""
+    return [observed_name(target) for target in targets if not target.looked_up or target.twins]
+
+
+def metric_for(rule: MetricRule, moments: Moments | None) -> Metric:
+    """The rule's metric, or the plain one where nothing was seen (an embedding, an expert that is never chosen)."""
+    return Metric.plain() if moments is None else rule(moments)
+
+
+def environment() -> dict[str, object]:
+    """What beside input and options decides the bytes of a result."""
+    return {
+        "eckart": __version__,
+        "torch": str(torch.__version__),
+        "transformers": str(transformers.__version__),
+        "safetensors": str(safetensors.__version__),
+        "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024

@@ -1,0 +1,94 @@
+"""Texts as windows of token ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.errors import EckartError
+from eckart.model.files import read_json
+
+LONGEST_WINDOW = 2048
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file; raises ``EckartError`` if it is missing, empty or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise EckartError(f"{path} is not UTF-8 text: convert it first") from error
+    except OSError as error:
+        raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not text.strip():
+        raise EckartError(f"{path} holds no text: give one with at least a few thousand words")
+    return text
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model directory; raises ``EckartError`` if there is none."""
+    from transformers import AutoTokenizer
+
+    if not any(
+        (folder / name).exists()
+        for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    ):
+        raise EckartError(
+            f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise EckartError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def encode(tokenizer: Any, text: str) -> Tensor:
+    """The ids of the whole text as one stream, with the special tokens that the tokenizer itself puts there."""
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def context_length(folder: Path) -> int:
+    """The context that the model's config allows, ``LONGEST_WINDOW`` where it says nothing."""
+    config = read_json(folder / "config.json")
+    inner = config.get("text_config")
+    for table in (config, inner if isinstance(inner, dict) else {}):
+        for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+            value = table.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return LONGEST_WINDOW
+
+
+def window_length(folder: Path, wanted: int | None) -> int:
+    """The window asked for, by default the smaller of the model's context and ``LONGEST_WINDOW``."""
+    context = context_length(folder)
+    if wanted is None:
+        return min(context, LONGEST_WINDOW)
+    if not 2 <= wanted <= context:
+        raise EckartError(f"--window is {wanted}: this model takes windows from 2 to {context} tokens")
+    return wanted
+
+
+def draw_windows(ids: Tensor, length: int, tokens: int, rng: Generator) -> Tensor:
+    """Windows (k, length) of about ``tokens`` tokens in all, drawn without overlap from a stream of ids.
+
+    Every window begins at a multiple of ``length``; all are taken, in order, if the stream is no longer than asked for.
+
+    >>> draw_windows(torch.arange(10), 3, 6, Generator().manual_seed(0)).shape
+    torch.Size([2, 3])
+
+    Raises ``EckartError`` if the text is shorter than one window.
+    """
+    if len(ids) < length:
+        raise EckartError(
+            f"the calibration text has {len(ids)} tokens, fewer than one window of {length}: give a longer text or a smaller --window"
+        )
+    whole = ids[: len(ids) // length * length].reshape(-1, length)
+    wanted = max(1, tokens // length)
+    if wanted >= len(whole):
+        return whole
+    picked = torch.randperm(len(whole), generator=rng)[:wanted].sort().values
+    return whole[picked]

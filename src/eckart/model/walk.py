@@ -1,0 +1,329 @@
+"""A model run block by block: one block's weights in memory, activations between blocks in files.
+
+Only the model's own forward is used. Its blocks are made to record how they are called (masks, positions and whatever else
+the architecture hands down), and later each block is called that way again; so any architecture works whose blocks
+take and return the hidden states as their first argument and result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from eckart.errors import EckartError
+from eckart.model.skeleton import Skeleton
+from eckart.stats import Moments
+
+# Windows run together up to this many tokens, and up to this many logits; fixed, so that results depend on neither
+# memory nor cores.
+BATCH_TOKENS = 2048
+BATCH_LOGITS = 1 << 26
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Walk:
+    """Runs the model of a skeleton over windows of token ids (k, length)."""
+
+    def __init__(self, skeleton: Skeleton, windows: Tensor) -> None:
+        if not skeleton.blocks:
+            raise EckartError(
+                f"{type(skeleton.model).__name__} has no list of equal blocks to run one by one: use a recipe without calibration, "
+                "such as svd with uniform ranks"
+            )
+        self.skeleton = skeleton
+        self.windows = windows
+        self._calls: dict[int, list[Call]] = {}
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return int(self.skeleton.model.config.get_text_config().hidden_size)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Size of one file of hidden states."""
+        return self.windows.numel() * self.width * 4
+
+    def _batches(self, tokens: int = BATCH_TOKENS) -> Iterator[slice]:
+        size = max(1, tokens // self.windows.shape[1])
+        for start in range(0, len(self.windows), size):
+            yield slice(start, min(start + size, len(self.windows)))
+
+    @contextmanager
+    def _blocks_doing(self, make: Callable[[int], Callable[..., Tensor]]) -> Iterator[None]:
+        """Every block's forward replaced by ``make(index)``."""
+        blocks = [self.skeleton.model.get_submodule(name) for name in self.skeleton.blocks]
+        for index, block in enumerate(blocks):
+            block.forward = make(index)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                del block.forward
+
+    def _run_model(self, batch: slice) -> Any:
+        return self.skeleton.model(input_ids=self.windows[batch].to(self.skeleton.device), use_cache=False)
+
+    @torch.no_grad()
+    def _listen(self, batch: slice) -> Tensor:
+        """What the first block is given, remembering how all blocks are called. Weights outside blocks must be filled."""
+        calls: list[Call] = []
+        received: list[Tensor] = []
+        last = len(self.skeleton.blocks) - 1
+
+        def make(index: int) -> Callable[..., Tensor]:
+            def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                received.append(hidden)
+                calls.append((args, kwargs))
+                if index == last:
+                    raise _LastBlockReached
+                return hidden
+
+            return forward
+
+        with self._blocks_doing(make):
+            try:
+                self._run_model(batch)
+            except _LastBlockReached:
+                pass
+            else:
+                raise EckartError(f"{type(self.skeleton.model).__name__} does not run its blocks one after another")
+        self._calls.setdefault(batch.stop - batch.start, calls)
+        return received[0]
+
+    def embed(self, out: Path, instead: Mapping[str, Tensor] | None = None) -> None:
+        """Write what the first block is given for all windows; ``instead`` replaces weights by their name on disk."""
+        target = self._create(out)
+        with self.skeleton.filled(None, instead):
+            for batch in self._batches():
+                target[batch] = self._listen(batch).cpu().numpy()
+        target.flush()
+
+    def prepare(self) -> None:
+        """Learn how the blocks are called, where ``embed`` was done by an earlier run."""
+        with self.skeleton.filled(None):
+            for batch in self._batches():
+                if batch.stop - batch.start not in self._calls:
+                    self._listen(batch)
+
+    def run_block(
+        self,
+        block: int,
+        source: Path,
+        out: Path | None,
+        *,
+        instead: Mapping[str, Tensor] | None = None,
+        observe: Sequence[str] = (),
+        gram: bool = False,
+        tick: Callable[[], None] = lambda: None,
+    ) -> dict[str, Moments]:
+        """Take the hidden states in ``source`` through a block and write them to ``out``; the moments of the inputs of maps.
+
+        Maps of ``observe`` that are given the very same input share one ``Moments``. ``gram`` asks for second moments,
+        ``instead`` replaces weights (by name on disk) and ``tick`` is called after every batch.
+        """
+        hidden = self._open(source)
+        target = None if out is None else self._create(out)
+        observer = _Observer(self.skeleton.model, observe, gram)
+        with self.skeleton.filled(block, instead) as module, torch.no_grad():
+            for batch in self._batches():
+                with observer:
+                    result = self._call(module, block, torch.from_numpy(np.array(hidden[batch])))
+                if target is not None:
+                    target[batch] = result.cpu().numpy()
+                tick()
+        if target is not None:
+            target.flush()
+        return observer.moments()
+
+    def _call(self, module: nn.Module, block: int, hidden: Tensor) -> Tensor:
+        args, kwargs = self._calls[len(hidden)][block]
+        result = module(hidden.to(self.skeleton.device), *args, **kwargs)
+        if not isinstance(result, Tensor) or result.shape != hidden.shape:
+            raise EckartError(
+                f"the blocks of {type(self.skeleton.model).__name__} do not return hidden states alone; "
+                "this architecture cannot be calibrated: use svd with uniform ranks"
+            )
+        return result
+
+    def tail(
+        self,
+        source: Path,
+        *,
+        instead: Mapping[str, Tensor] | None = None,
+        observe: Sequence[str] = (),
+        gram: bool = False,
+    ) -> tuple[float, dict[str, Moments]]:
+        """Mean negative log-likelihood per predicted token from the hidden states after the last block, and moments.
+
+        ``instead``, ``observe`` and ``gram`` are those of ``run_block``, for maps after the blocks.
+        """
+        hidden = self._open(source)
+        total = 0.0
+        observer = _Observer(self.skeleton.model, observe, gram)
+        with self.skeleton.filled(None, instead), torch.no_grad():
+            for batch in self._batches(self._tail_tokens()):
+                with observer:
+                    logits = self._logits(batch, torch.from_numpy(np.array(hidden[batch])))
+                labels = self.windows[batch].to(logits.device)
+                total += float(_nll(logits, labels))
+        return total / (self.windows.numel() - len(self.windows)), observer.moments()
+
+    def _tail_tokens(self) -> int:
+        return min(BATCH_TOKENS, max(1, BATCH_LOGITS // int(self.skeleton.model.config.get_text_config().vocab_size)))
+
+    def _logits(self, batch: slice, hidden: Tensor) -> Tensor:
+        def make(index: int) -> Callable[..., Tensor]:
+            return lambda received, *args, **kwargs: hidden.to(self.skeleton.device)
+
+        with self._blocks_doing(make):
+            logits = self._run_model(batch).logits
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def loss_gradient(self, source: Path, out: Path, rng: Generator, maps: Sequence[str] = ()) -> dict[str, float]:
+        """Write the gradient of the summed loss with respect to the hidden states after the last block.
+
+        The labels are drawn from the model's own distribution: the second moment of such gradients is the Fisher matrix.
+        Gives the sum over tokens of the squared gradient at the output of each of ``maps``.
+        """
+        hidden, target = self._open(source), self._create(out)
+        with self.skeleton.filled(None), _squared_gradients(self.skeleton.model, maps) as sums:
+            for batch in self._batches(self._tail_tokens()):
+                x = torch.from_numpy(np.array(hidden[batch])).to(self.skeleton.device).requires_grad_(True)
+                logits = self._logits(batch, x)
+                flat = logits.reshape(-1, logits.shape[-1])
+                with torch.no_grad():
+                    labels = torch.multinomial(flat.float().softmax(-1).cpu(), 1, generator=rng)[:, 0].to(flat.device)
+                F.cross_entropy(flat.float(), labels, reduction="sum").backward()
+                assert x.grad is not None
+                target[batch] = x.grad.cpu().numpy()
+        target.flush()
+        return sums
+
+    def back_block(self, block: int, source: Path, gradient: Path, out: Path, maps: Sequence[str]) -> dict[str, float]:
+        """Take a gradient back through a block; sum over tokens of the squared gradient at the output of each of ``maps``."""
+        hidden, above, target = self._open(source), self._open(gradient), self._create(out)
+        with self.skeleton.filled(block) as module, _squared_gradients(self.skeleton.model, maps) as sums:
+            for batch in self._batches():
+                x = torch.from_numpy(np.array(hidden[batch])).to(self.skeleton.device).requires_grad_(True)
+                result = self._call(module, block, x)
+                result.backward(torch.from_numpy(np.array(above[batch])).to(self.skeleton.device))
+                assert x.grad is not None
+                target[batch] = x.grad.cpu().numpy()
+        target.flush()
+        return sums
+
+    def mean_square(self, file: Path) -> float:
+        """Mean over tokens of the squared length of the vectors in a file of hidden states or gradients."""
+        rows = self._open(file)
+        return sum(float(np.square(rows[b], dtype=np.float64).sum()) for b in self._batches()) / self.windows.numel()
+
+    def _create(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
+        shape = (*self.windows.shape, self.width)
+        try:
+            with path.open("wb") as handle:
+                # Reserved now: a full disk is then an error here instead of a bus error in the middle of a run.
+                _reserve(handle.fileno(), self.activation_bytes)
+            return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise EckartError(
+                f"{path} cannot be written: {error.strerror or error}; free space or choose another output"
+            ) from error
+
+    def _open(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
+        return np.memmap(path, dtype=np.float32, mode="r", shape=(*self.windows.shape, self.width))
+
+
+class _LastBlockReached(Exception):
+    """Ends a run of the model that is only made to listen."""
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed negative log-likelihood of every token of each window but the first, float64."""
+    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    return F.cross_entropy(flat, labels[:, 1:].reshape(-1), reduction="none").to(torch.float64).sum()
+
+
+class _Observer:
+    """Collects moments of the inputs of maps while it is entered; entered once a batch.
+
+    Inputs are kept alive until the batch is over, so that identity tells which maps share one.
+    """
+
+    def __init__(self, model: nn.Module, maps: Sequence[str], gram: bool) -> None:
+        self._model, self._maps, self._gram = model, maps, gram
+        self._seen: list[tuple[str, Tensor]] = []
+        self._moments: dict[tuple[str, ...], Moments] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> _Observer:
+        def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            return lambda _, args: self._seen.append((name, args[0].detach()))
+
+        # The hook sees the module's own argument; detaching makes a new object, so sharing is told by storage below.
+        self._handles = [self._model.get_submodule(n).register_forward_pre_hook(watch(n)) for n in self._maps]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        groups: dict[tuple[int, ...], tuple[list[str], Tensor]] = {}
+        for name, x in self._seen:
+            key = (x.data_ptr(), x.storage_offset(), *x.shape, *x.stride())
+            groups.setdefault(key, ([], x))[0].append(name)
+        for names, x in groups.values():
+            key_names = tuple(names)
+            if key_names not in self._moments:
+                self._moments[key_names] = Moments.zeros(x.shape[-1], gram=self._gram, device=x.device)
+            self._moments[key_names].add(x)
+        self._seen.clear()
+
+    def moments(self) -> dict[str, Moments]:
+        """The moments of every map that was called, the same object for maps that always shared their input."""
+        found: dict[str, Moments] = {}
+        for name in self._maps:
+            parts = [moments for names, moments in self._moments.items() if name in names]
+            if parts:
+                found[name] = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+        return found
+
+
+@contextmanager
+def _squared_gradients(model: nn.Module, maps: Sequence[str]) -> Iterator[dict[str, float]]:
+    """Sums of the squared gradient at the outputs of maps, over what is run back within the context."""
+    sums = dict.fromkeys(maps, 0.0)
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def add(grad: Tensor) -> None:
+            sums[name] += float(grad.to(torch.float64).square().sum())
+
+        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(add)
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in maps]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()

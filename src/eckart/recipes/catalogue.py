@@ -1,0 +1,45 @@
+"""The recipes by their keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from eckart.errors import EckartError
+from eckart.model.compression import Compress
+from eckart.recipes.compress import asvd, svd, svd_llm
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A catalogue entry: the key that people type, the family, and what builds it."""
+
+    key: str
+    family: str
+    make: Callable[..., Compress]
+
+    @property
+    def summary(self) -> str:
+        """The first line of its documentation."""
+        return (self.make.__doc__ or "").strip().split("\n")[0]
+
+
+RECIPES: Mapping[str, Recipe] = {
+    entry.key: entry
+    for entry in (
+        Recipe("svd", "compress", svd),
+        Recipe("asvd", "compress", asvd),
+        Recipe("svd-llm", "compress", svd_llm),
+    )
+}
+
+
+def recipe(key: str) -> Recipe:
+    """The catalogue entry of this key; raises ``EckartError`` with the known keys for any other.
+
+    >>> recipe("svd").summary
+    'Plain truncation: the nearest matrix of each rank, whatever the inputs.'
+    """
+    if key not in RECIPES:
+        raise EckartError(f"there is no recipe {key!r}: known are {', '.join(RECIPES)}, or name a TOML file")
+    return RECIPES[key]

@@ -1,0 +1,82 @@
+"""Recipes as TOML: the one place where the names of parts are strings."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from eckart.allocate import EqualMarginalLoss, Uniform
+from eckart.approx import LowRank
+from eckart.errors import EckartError
+from eckart.model.compression import Compress, Paper, Statistics
+from eckart.stats import ActivationScale, Gram, Plain
+
+PARTS: Mapping[str, Mapping[str, type]] = {
+    "metric": {part.__name__: part for part in (Plain, ActivationScale, Gram)},
+    "approx": {part.__name__: part for part in (LowRank,)},
+    "allocate": {part.__name__: part for part in (Uniform, EqualMarginalLoss)},
+}
+
+
+def read_recipe(path: Path) -> Compress:
+    """Compose a recipe from a TOML file such as::
+
+        statistics = "compressed"      # or "original", the default
+        [metric]
+        part = "ActivationScale"
+        power = 0.75
+        [approx]
+        part = "LowRank"
+        [allocate]
+        part = "EqualMarginalLoss"
+
+    Raises ``EckartError`` naming the file and the entry for anything unknown, missing or of another type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise EckartError(f"{path} is not valid TOML: {error}") from error
+    return compose(table, str(path))
+
+
+def compose(table: Mapping[str, Any], origin: str) -> Compress:
+    """The recipe that a table describes, the inverse of ``Compress.describe``.
+
+    >>> table = {"metric": {"part": "Plain"}, "approx": {"part": "LowRank"}, "allocate": {"part": "Uniform"}}
+    >>> compose(table, "example").describe() == table | {"statistics": "original"}
+    True
+    """
+    unknown = sorted(set(table) - {*PARTS, "statistics"})
+    if unknown:
+        raise EckartError(f"{origin}: unknown entry {unknown[0]!r}; a recipe has {', '.join(PARTS)} and statistics")
+    statistics = table.get("statistics", Statistics.ORIGINAL.value)
+    known = [s.value for s in Statistics]
+    if statistics not in known:
+        raise EckartError(f"{origin}: statistics is {statistics!r}; give one of {', '.join(known)}")
+    parts = {role: _part(role, table.get(role), origin) for role in PARTS}
+    return Compress(paper=Paper(f"composed in {Path(origin).name}", ""), statistics=Statistics(statistics), **parts)
+
+
+def _part(role: str, entry: Any, origin: str) -> Any:
+    choices = PARTS[role]
+    if not isinstance(entry, Mapping) or entry.get("part") not in choices:
+        raise EckartError(f"{origin}: [{role}] needs part = one of {', '.join(choices)}")
+    kind = choices[entry["part"]]
+    settings = {key: value for key, value in entry.items() if key != "part"}
+    defaults = {field.name: field.default for field in fields(kind)}
+    for key, value in settings.items():
+        if key not in defaults:
+            raise EckartError(
+                f"{origin}: {kind.__name__} has no setting {key!r}; it has {', '.join(defaults) or 'none'}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise EckartError(f"{origin}: {kind.__name__}.{key} is {value!r}; give a number")
+    try:
+        return kind(**{key: float(value) for key, value in settings.items()})
+    except ValueError as error:
+        raise EckartError(f"{origin}: {kind.__name__}: {error}") from error

@@ -1,0 +1,62 @@
+"""Moments of the inputs of a linear map, accumulated batch by batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Moments:
+    """Sums over inputs x of width n, in float64: how many, of ``|x|``, of ``x^2`` and, if wanted, of ``x x^T``.
+
+    Products run in the dtype of the batch and are added up in float64: a float32 sum would make small eigenvalues of the
+    Gram matrix wrong or negative, while one batch's float32 product does not.
+
+    >>> moments = Moments.zeros(2, gram=True)
+    >>> moments.add(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
+    >>> moments.count, moments.magnitude.tolist(), moments.gram.tolist()
+    (2, [1.0, 3.0], [[1.0, 2.0], [2.0, 5.0]])
+    """
+
+    count: int
+    magnitude: Tensor  # (n,)
+    square: Tensor  # (n,)
+    gram: Tensor | None  # (n, n)
+
+    @classmethod
+    def zeros(cls, width: int, *, gram: bool, device: torch.device | None = None) -> Moments:
+        """Nothing seen yet, for inputs of this width."""
+        zero = torch.zeros(width, dtype=torch.float64, device=device)
+        return cls(
+            count=0,
+            magnitude=zero,
+            square=zero.clone(),
+            gram=torch.zeros(width, width, dtype=torch.float64, device=device) if gram else None,
+        )
+
+    def add(self, x: Tensor) -> None:
+        """Take in a batch of inputs (…, n)."""
+        x = x.reshape(-1, x.shape[-1])
+        self.count += x.shape[0]
+        self.magnitude += x.abs().sum(0, dtype=torch.float64)
+        self.square += x.to(torch.float64).square().sum(0)
+        if self.gram is not None:
+            self.gram += (x.T @ x).to(torch.float64)
+
+    @property
+    def energy(self) -> float:
+        """``sum ||x||^2``, the trace of the Gram matrix."""
+        return float(self.square.sum())
+
+    def __add__(self, other: Moments) -> Moments:
+        """The moments of both sets of inputs together."""
+        both = None if self.gram is None or other.gram is None else self.gram + other.gram
+        return Moments(
+            count=self.count + other.count,
+            magnitude=self.magnitude + other.magnitude,
+            square=self.square + other.square,
+            gram=both,
+        )

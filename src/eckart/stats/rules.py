@@ -1,0 +1,88 @@
+"""Rules that turn statistics of a map's inputs into the metric in which its error is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import ClassVar, Protocol
+
+from eckart.metric import Metric
+from eckart.stats.moments import Moments
+
+
+class Need(Enum):
+    """What a part must be given before it can work."""
+
+    ACTIVATIONS = auto()  # magnitudes of the inputs
+    GRAM = auto()  # second moments of the inputs
+    SENSITIVITY = auto()  # how the loss answers to an error of each matrix
+
+
+class MetricRule(Protocol):
+    """Makes a metric from what was seen of a map's inputs."""
+
+    needs: ClassVar[frozenset[Need]]
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric; ``moments`` may be ``None`` where ``needs`` is empty."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Every entry of the error counts the same: the Frobenius norm.
+
+    >>> Plain()(None).norm(__import__("torch").eye(4))
+    2.0
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric of these moments."""
+        return Metric.plain()
+
+
+@dataclass(frozen=True)
+class ActivationScale:
+    """Column j of the error counts ``(mean |x_j|)^power + floor``, floor being relative to the largest.
+
+    >>> import torch
+    >>> moments = Moments.zeros(2, gram=False)
+    >>> moments.add(torch.tensor([[4.0, 0.25]]))
+    >>> ActivationScale(power=0.5, floor=0.0)(moments).right.tolist()
+    [2.0, 0.5]
+    """
+
+    power: float = 0.5
+    floor: float = 1e-6
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS})
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric of these moments."""
+        assert moments is not None
+        if moments.count == 0 or moments.energy == 0:
+            return Metric.plain()  # nothing ever arrives here: every error counts the same
+        scale = (moments.magnitude / moments.count) ** self.power
+        return Metric("activation scale", scale + self.floor * scale.max())
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The mean size of the output error over the calibration inputs: ``||E R||_F`` with ``R R^T = mean x x^T``.
+
+    >>> import torch
+    >>> moments = Moments.zeros(2, gram=True)
+    >>> moments.add(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))
+    >>> round(Gram()(moments).norm(torch.eye(2)), 9)
+    5.0
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric of these moments."""
+        assert moments is not None
+        assert moments.gram is not None
+        if moments.count == 0 or moments.energy == 0:
+            return Metric.plain()
+        return Metric.gram("input gram", moments.gram / moments.count)

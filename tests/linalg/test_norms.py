@@ -1,0 +1,123 @@
+import math
+from importlib import import_module
+
+import pytest
+import torch
+from market import MATRICES, gaussian, generator, lapack_values, orthonormal, with_exact_spectrum, with_spectrum
+
+from eckart.linalg import spectral_norm
+
+NORMS = import_module("eckart.linalg.norms")
+ROUNDING = 1e-12  # relative; what LAPACK and products in float64 may be off by
+
+
+@pytest.fixture
+def by_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the probabilistic route for matrices of any size."""
+    monkeypatch.setattr(NORMS, "LAPACK_SIDE", 0)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_enclosure_by_lapack(name: str) -> None:
+    a = MATRICES[name]()
+    truth = float(lapack_values(a)[0])
+    bound = spectral_norm(a, generator())
+    assert bound.delta == 0.0
+    assert bound.value <= truth * (1 + ROUNDING)
+    assert truth <= bound.upper <= truth * (1 + 1e-10)
+
+
+@pytest.mark.parametrize("spectrum", [(3,) * 16, (5,), (7, 7, 2, 1), tuple(range(1, 17))])
+def test_enclosure_of_a_norm_known_without_rounding(spectrum: tuple[int, ...]) -> None:
+    a, truth = with_exact_spectrum(16, spectrum)
+    bound = spectral_norm(a, generator())
+    assert truth[0] * (1 - ROUNDING) <= bound.value <= truth[0] * (1 + ROUNDING)
+    assert truth[0] <= bound.upper
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.usefixtures("by_probes")
+def test_enclosure_by_probes(name: str) -> None:
+    a = MATRICES[name]()
+    truth = float(lapack_values(a)[0])
+    for seed in range(20):
+        bound = spectral_norm(a, generator(seed))
+        assert bound.delta == (1e-10 if truth else 0.0)
+        assert bound.value <= truth * (1 + ROUNDING)
+        assert truth <= bound.upper <= 1.13 * truth  # nothing measured here comes above 1.09
+        assert bound.value >= 0.9 * truth
+
+
+@pytest.mark.parametrize("shape", [(48, 30), (30, 48)])
+@pytest.mark.parametrize("kind", ["flat", "two close values", "slow decay", "one value"])
+@pytest.mark.usefixtures("by_probes")
+def test_enclosure_by_probes_of_spectra_that_are_hard_for_products(kind: str, shape: tuple[int, int]) -> None:
+    s = {
+        "flat": torch.ones(30),
+        "two close values": torch.tensor([1.0, 1 - 1e-6, *[1e-3] * 28]),
+        "slow decay": torch.arange(1, 31) ** -0.2,
+        "one value": torch.tensor([1.0]),
+    }[kind].to(torch.float64)
+    for seed in range(30):
+        bound = spectral_norm(with_spectrum(*shape, s, seed), generator(seed))
+        assert bound.value <= 1 + ROUNDING
+        assert 1 - ROUNDING <= bound.upper <= 1.13
+
+
+@pytest.mark.usefixtures("by_probes")
+def test_the_probability_of_failure_is_what_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one probe of a matrix of rank 1 the stated probability of a tenth is nearly met, so a wrong constant shows.
+
+    The bound fails where a normal variable is below sqrt(pi / 2) / 10 in magnitude: probability 0.0997.
+    """
+    monkeypatch.setattr(NORMS, "PROBES", 1)
+    a = 7.0 * orthonormal(20, 1, 1) @ orthonormal(15, 1, 2).T
+    trials = 600
+    bounds = [spectral_norm(a, generator(seed)) for seed in range(trials)]
+    # Where the bound fails it is raised to the value itself, which here is the norm up to rounding.
+    failed = sum(bound.upper <= 7.0 * (1 + 1e-11) for bound in bounds)
+    assert {bound.delta for bound in bounds} == {0.1}
+    assert 0.06 <= failed / trials <= 0.14
+    # And where it holds, it is the formula: 10 sqrt(2/pi) |g|, to the power 1 / 49.
+    exact = math.erf(0.5 / math.sqrt(2))  # probability that |g| is below 0.5
+    small = sum(bound.upper <= 7.0 * (10 * math.sqrt(2 / math.pi) * 0.5) ** (1 / 49) for bound in bounds)
+    assert abs(small / trials - exact) <= 0.06
+
+
+@pytest.mark.usefixtures("by_probes")
+def test_no_overflow_and_no_underflow() -> None:
+    a = with_spectrum(20, 12, torch.linspace(1, 0.1, 12, dtype=torch.float64))
+    for scale in (1e-120, 1e-30, 1e30, 1e120):  # to the 49th power beyond every float
+        bound = spectral_norm(a * scale, generator())
+        assert bound.value <= scale * (1 + ROUNDING)
+        assert scale * (1 - ROUNDING) <= bound.upper <= 1.13 * scale
+
+
+@pytest.mark.usefixtures("by_probes")
+def test_scaling_scales_both_ends() -> None:
+    a = gaussian(20, 12)
+    one, two = spectral_norm(a, generator(3)), spectral_norm(4 * a, generator(3))
+    assert two.value == pytest.approx(4 * one.value, rel=1e-12)
+    assert two.upper == pytest.approx(4 * one.upper, rel=1e-12)
+
+
+@pytest.mark.usefixtures("by_probes")
+def test_a_seed_fixes_the_result() -> None:
+    a = with_spectrum(30, 30, torch.ones(30, dtype=torch.float64))
+    assert spectral_norm(a, generator(1)) == spectral_norm(a, generator(1))
+    assert spectral_norm(a, generator(1)) != spectral_norm(a, generator(2))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (3, 5)])
+def test_nothing_and_zero_have_norm_zero(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in (1024, 0):
+        monkeypatch.setattr(NORMS, "LAPACK_SIDE", side)
+        bound = spectral_norm(torch.zeros(shape), generator())
+        assert (bound.value, bound.upper, bound.delta) == (0.0, 0.0, 0.0)
+
+
+def test_nan_is_refused() -> None:
+    a = torch.ones(3, 3)
+    a[0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        spectral_norm(a, generator())

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from market import float64, gaussian, inputs, orthonormal
+from torch import Tensor
+
+from eckart.linalg import psd_root
+
+
+def relative(root: Tensor, gram: np.ndarray) -> float:
+    r = float64(root)
+    return float(np.linalg.norm(r @ r.T - gram) / np.linalg.norm(gram))
+
+
+@given(st.integers(1, 16), st.integers(1, 30), st.integers(0, 10**6))
+def test_the_root_gives_the_matrix_back(n: int, count: int, seed: int) -> None:
+    """Full rank or not: ``count`` inputs give a matrix of rank at most ``count``."""
+    x = float64(gaussian(count, n, seed))
+    root = psd_root(torch.from_numpy(x.T @ x))
+    assert root.dtype == torch.float64
+    assert root.shape[0] == n
+    assert root.shape[1] <= n
+    assert relative(root, x.T @ x) <= 1e-13
+
+
+def test_ill_conditioned_and_outlying() -> None:
+    x = float64(inputs(24, 60))
+    assert relative(psd_root(torch.from_numpy(x.T @ x)), x.T @ x) <= 1e-13
+    q, values = float64(orthonormal(24, 24)), np.logspace(0, -14, 24)
+    gram = q * values @ q.T
+    root = psd_root(torch.from_numpy(gram))
+    assert relative(root, gram) <= 1e-13
+    # Directions that count 1e-12 of the largest still count as they should.
+    length = np.linalg.norm(q[:, 12] @ float64(root)) ** 2
+    assert length == pytest.approx(values[12], rel=1e-3)
+
+
+def test_a_deficient_matrix_gives_a_narrow_root_and_no_failure() -> None:
+    exact = torch.diag(torch.tensor([4.0, 0.0, 9.0, 0.0]))
+    assert psd_root(exact).shape == (4, 2)
+    assert relative(psd_root(exact), float64(exact)) <= 1e-15
+    assert psd_root(torch.zeros(3, 3)).shape == (3, 0)
+    assert psd_root(torch.ones(5, 5)).shape[1] <= 5
+    assert relative(psd_root(torch.ones(5, 5)), np.ones((5, 5))) <= 1e-14
+
+
+def test_negative_eigenvalues_of_rounding_are_left_out() -> None:
+    q = orthonormal(6, 6)
+    values = torch.tensor([1.0, 0.5, 0.25, -1e-17, -1e-16, -1e-15], dtype=torch.float64)
+    root = psd_root(q * values @ q.T)
+    assert bool(torch.isfinite(root).all())
+    assert relative(root, float64(q[:, :3] * values[:3] @ q[:, :3].T)) <= 1e-14
+
+
+def test_an_unsymmetric_rounding_error_is_averaged() -> None:
+    x = gaussian(20, 7)
+    gram = x.T @ x
+    skew = gaussian(7, 7, 1) * 1e-3
+    assert relative(psd_root(gram + skew - skew.T), float64(gram)) <= 1e-13
+
+
+def test_narrow_types_are_taken_in_float64() -> None:
+    gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.bfloat16)
+    assert relative(psd_root(gram), float64(gram)) <= 1e-15
