@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Helpers beside this file are imported by their bare names (`from market import ...`), in subfolders too.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -14,8 +14,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Two test processes on two cores: more threads would only wait for each other, and sums could change between runs.
 torch.set_num_threads(1)
 
-# The same examples in every run: a failure is there for everyone or for no one.
-settings.register_profile("eckart", deadline=None, derandomize=True, database=None, max_examples=40)
+# The same examples in every run, however slow the machine is: a failure is there for everyone or for no one.
+settings.register_profile(
+    "eckart",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("eckart")
 
 

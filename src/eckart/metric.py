@@ -20,8 +20,8 @@ class Metric:
     >>> x = torch.tensor([[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]])  # three inputs, one a row
     >>> e = torch.tensor([[1.0, -1.0]])
     >>> metric = Metric.gram("inputs", x.T @ x)
-    >>> round(metric.norm(e), 9) == round(float(torch.linalg.norm(e @ x.T)), 9)
-    True
+    >>> round(metric.norm(e), 6), round(float(torch.linalg.norm(e @ x.T)), 6)
+    (3.316625, 3.316625)
     """
 
     name: str

@@ -38,6 +38,7 @@ class Operator(Protocol):
 class Dense:
     """A matrix stored entry by entry.
 
+    >>> import torch
     >>> op = Dense(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     >>> (op @ torch.tensor([1.0, 1.0])).tolist()
     [3.0, 7.0]
@@ -74,6 +75,7 @@ class Dense:
 class Factors:
     """The product ``left @ right`` of rank at most r, stored as its two factors.
 
+    >>> import torch
     >>> op = Factors(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 0.0, 1.0]]))
     >>> op.shape, op.rank
     ((2, 3), 1)
@@ -120,6 +122,7 @@ KINDS: Mapping[str, Callable[..., Operator]] = {"dense": Dense, "factors": Facto
 def kind_of(op: Operator) -> str:
     """The name under which ``op`` is stored, a key of ``KINDS``.
 
+    >>> import torch
     >>> kind_of(Dense(torch.eye(2)))
     'dense'
     """
@@ -129,6 +132,7 @@ def kind_of(op: Operator) -> str:
 def nbytes(op: Operator) -> int:
     """The bytes that ``op`` stores: the sum over ``op.tensors()``.
 
+    >>> import torch
     >>> nbytes(Factors(torch.zeros(4, 1), torch.zeros(1, 6)))
     40
     """

@@ -67,7 +67,7 @@ def compress(
         float | None, typer.Option(help="Share of the linear maps' bytes that may remain, e.g. 0.8.")
     ] = None,
     size: Annotated[str | None, typer.Option("--bytes", help="Bytes of all weight files together, e.g. 12MB.")] = None,
-    recipe: Annotated[str, typer.Option(help="A key from `eckart recipes`, or a TOML file.")] = "svd-llm",
+    recipe: Annotated[str, typer.Option(help="A key from eckart recipes, or a TOML file.")] = "svd-llm",
     ranks: Annotated[Ranks | None, typer.Option(help="Spread ranks otherwise than the recipe does.")] = None,
     only: Only = None,
     exclude: Exclude = None,
@@ -89,11 +89,11 @@ def compress(
     """Write a smaller checkpoint that transformers loads, with bounds on the error of every matrix.
 
     Examples:
-    * `eckart compress ./model -o ./small --keep 0.8`
+    eckart compress ./model -o ./small --keep 0.8
 
-    * `eckart compress org/name -o ./small --bytes 5GB --calibration texts.txt`
+    eckart compress org/name -o ./small --bytes 5GB --calibration texts.txt
 
-    * `eckart compress ./model -o ./small --keep 0.7 --recipe svd --only '*.mlp.*'`
+    eckart compress ./model -o ./small --keep 0.7 --recipe svd --only '*.mlp.*'
 
     A run that was killed goes on when the same command is given again.
     """
@@ -123,7 +123,7 @@ def compress(
 
 
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory that `eckart compress` wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A directory that eckart compress wrote.")],
     against: Annotated[str | None, typer.Option(help="The original: checks every figure against it.")] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="The text that was used: checks the metric's figures too.")
@@ -133,9 +133,9 @@ def verify(
     """Check the hashes of a compressed checkpoint, and every recorded figure against the original.
 
     Examples:
-    * `eckart verify ./small --against ./model`
+    eckart verify ./small --against ./model
 
-    * `eckart verify ./small --against ./model --calibration texts.txt`
+    eckart verify ./small --against ./model --calibration texts.txt
 
     Exits with 1 if anything recorded does not hold.
     """
@@ -157,13 +157,13 @@ def verify(
 
 
 def densify(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory that `eckart compress` wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A directory that eckart compress wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; must be new or empty.")],
     json: Json = False,
 ) -> None:
     """Multiply the factors out: a stock checkpoint of full size that needs nothing but transformers.
 
-    Example: `eckart densify ./small -o ./dense`
+    Example: eckart densify ./small -o ./dense
     """
     with show.progress() as progress:
         made = eckart.densify(checkpoint, output, progress=progress)
@@ -184,7 +184,7 @@ def evaluate(
 ) -> None:
     """Perplexity of texts under a model, original or compressed, in non-overlapping windows.
 
-    Example: `eckart eval ./small --text valid.txt --text other.txt`
+    Example: eckart eval ./small --text valid.txt --text other.txt
 
     The first token of a window is not scored. Arithmetic is float32.
     """
@@ -196,7 +196,7 @@ def evaluate(
 def inspect(model: Model, only: Only = None, exclude: Exclude = None, json: Json = False) -> None:
     """The spectrum of every matrix: stable and effective rank, ranks for 90, 99 and 99.9 % of the energy, tail.
 
-    Example: `eckart inspect ./model --only '*.mlp.*'`
+    Example: eckart inspect ./model --only '*.mlp.*'
     """
     with show.progress() as progress:
         found = eckart.inspect(model, only=only or (), exclude=exclude or (), progress=progress)
@@ -209,7 +209,7 @@ def recipes(
 ) -> None:
     """List the recipes, or show one.
 
-    Examples: `eckart recipes`, `eckart recipes svd-llm`
+    Examples: eckart recipes, eckart recipes svd-llm
     """
     chosen = [eckart.recipe(name)] if name else list(eckart.RECIPES.values())
     if json:

@@ -17,7 +17,7 @@ app = typer.Typer(
     name="eckart",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Low-rank, with proof: look at a model's matrices, compress them, and know how far each approximation is "
     "from the best possible one.",
@@ -45,6 +45,10 @@ def _options(
     pass
 
 
+# typer brings its own copy of click in newer versions, so the class of all wrong uses is found by inheritance.
+_WrongUse: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
 class _Stopped(Exception):
     """SIGTERM, raised where the program is, so that files written aside are removed on the way out."""
 
@@ -57,10 +61,16 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        app(standalone_mode=True)
+        # Not standalone: click would answer Ctrl-C with exit code 1 and a wrong option with half a screen.
+        code = app(standalone_mode=False)
     except EckartError as error:
         fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except _WrongUse as error:
+        message = str(error.format_message())  # type: ignore[attr-defined]
+        if not message:  # no command at all: the help was printed
+            raise SystemExit(2) from None
+        fail(f"{message.rstrip('.')}; see eckart COMMAND --help", 2)
+    except (KeyboardInterrupt, typer.Abort):
         fail("stopped; the same command goes on from here", 130)
     except _Stopped:
         fail("stopped; the same command goes on from here", 143)
@@ -69,3 +79,4 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
+    raise SystemExit(code if isinstance(code, int) else 0)

@@ -12,7 +12,7 @@ def psd_root(gram: Tensor) -> Tensor:
     From the eigenvectors, ``R = Q diag(sqrt(l))``; directions whose eigenvalue rounding made zero or negative are
     left out, so a rank-deficient matrix gives a narrower root instead of a failure.
 
-    >>> psd_root(torch.tensor([[4.0, 0.0], [0.0, 0.0]])).abs().tolist()
+    >>> psd_root(torch.tensor([[4.0, 0.0], [0.0, 0.0]])).abs().round(decimals=9).tolist()
     [[2.0], [0.0]]
     """
     gram = gram.to(torch.float64)

@@ -250,10 +250,10 @@ def _distances(logs: Tensor, excess: Tensor, starts: Tensor) -> Tensor:
     first = int(starts[0])
     index = torch.arange(first, len(logs), device=logs.device)  # (t,) everything from the lowest start on
     chosen = starts[:, None]  # (c, 1)
-    counts = len(logs) - chosen
+    counts = (len(logs) - chosen).to(torch.float64)
     law = -torch.expm1((logs[chosen] - logs[first:]) / excess[chosen])  # (c, t)
     # E steps from j / k to (j + 1) / k at the j-th value: the farther side is half a step beyond the middle.
-    middle = (index - chosen + 0.5) / counts
+    middle = ((index - chosen).to(torch.float64) + 0.5) / counts
     off = (law - middle).abs_().masked_fill_(index < chosen, 0.0)
     return off.amax(1) + 0.5 / counts.flatten()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from eckart.errors import EckartError
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.run import Progress, quiet
+from eckart.model.skeleton import without_bars
 from eckart.model.text import encode, load_tokenizer, read_text, window_length
 
 BATCH_TOKENS = 2048  # windows are run together up to this many tokens
@@ -103,7 +104,8 @@ def evaluate(
     for name, ids in streams.items():
         if len(ids) < 2:
             raise EckartError(f"{name} has fewer than two tokens: there is nothing to predict")
-    loaded = load(folder, dtype=dtype).to(device)
+    with without_bars():
+        loaded = load(folder, dtype=dtype).to(device)
     return {
         name: score_ids(
             loaded, ids, length, tick=lambda done, total, name=name: progress("evaluate", done, total, name)

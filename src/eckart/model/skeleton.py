@@ -82,7 +82,8 @@ class Skeleton:
         config = LoadStateDictConfig(
             device_map={"": str(self.device)}, dtype=torch.float32, weight_mapping=list(self._rules), hf_quantizer=None
         )
-        info, _ = convert_and_load_state_dict_in_model(self.model, loaded, config, None)
+        with without_bars():
+            info, _ = convert_and_load_state_dict_in_model(self.model, loaded, config, None)
         del loaded
         if info.mismatched_keys or info.conversion_errors:
             wrong = sorted(info.mismatched_keys) or sorted(info.conversion_errors)
@@ -100,10 +101,21 @@ class Skeleton:
                 self.model.tie_weights()
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Switch off the loading bars of transformers for a while: a run reports its progress itself."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
+
+
 def _empty_model(checkpoint: Checkpoint) -> Any:
     from accelerate import init_empty_weights
 
-    hf_logging.disable_progress_bar()
     if "auto_map" in checkpoint.config:
         raise EckartError(
             f"{checkpoint.folder / 'config.json'} asks for code from the checkpoint (auto_map), which is not run: "

@@ -1,0 +1,67 @@
+"""What the README shows is run: its shell block, its Python block, and the options that it names exist."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+DESIGN = Path(__file__).parent.parent / "docs" / "design.md"
+
+pytestmark = pytest.mark.skipif(not README.exists(), reason="the README is not part of the wheel")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_readme_commands_run_and_leave_what_they_promise(tmp_path: Path) -> None:
+    (script,) = blocks("sh")
+    output = run(["bash", "-euo", "pipefail", "-c", script], tmp_path)
+    assert "everything that was checked holds" in output
+    assert (tmp_path / "small" / "eckart.json").stat().st_size > 1000
+    assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
+
+
+def test_readme_python_runs_in_a_fresh_process(tmp_path: Path) -> None:
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    assert run([sys.executable, "example.py"], tmp_path).strip()
+
+
+def test_every_option_that_the_readme_names_exists() -> None:
+    from typer.main import get_command
+
+    from eckart.cli.main import app
+
+    known = {
+        name
+        for command in get_command(app).commands.values()  # type: ignore[attr-defined]
+        for parameter in command.params
+        for name in parameter.opts
+    } | {"--help", "--version"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text(encoding="utf-8")))
+    assert named <= known, f"not options: {sorted(named - known)}"
+
+
+def test_design_page_names_files_that_exist() -> None:
+    root = DESIGN.parent.parent
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py|[a-z]+/)`", DESIGN.read_text(encoding="utf-8")))
+    assert len(named) > 8
+    for name in named:
+        places = (root / name, root / "src" / "eckart" / name)
+        assert any(place.exists() for place in places), f"docs/design.md names {name}, which is not there"
