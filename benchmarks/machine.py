@@ -16,8 +16,12 @@ import eckart
 def facts() -> dict[str, object]:
     """Commit, processor, BLAS, threads and versions."""
     root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False).stdout
-    dirty = subprocess.run(["git", "status", "--porcelain", "src"], cwd=root, capture_output=True, text=True, check=False).stdout
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    ).stdout
+    dirty = subprocess.run(
+        ["git", "status", "--porcelain", "src"], cwd=root, capture_output=True, text=True, check=False
+    ).stdout
     blas = re.search(r"BLAS_INFO=(\w+)", torch.__config__.show())
     return {
         "commit": commit.strip() + (" with changes in src" if dirty.strip() else ""),

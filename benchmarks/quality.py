@@ -41,7 +41,7 @@ from stories import convert  # noqa: E402
 RUNS = HERE / "results" / "quality.jsonl"
 KEEPS = (0.9, 0.8, 0.6)
 DRAWS = (0, 1, 2)
-TOKENS = 32768
+TOKENS = 16384
 RANKS = {"uniform": Uniform(), "allocated": EqualMarginalLoss()}
 
 
@@ -78,7 +78,7 @@ def subjects(data: Path, scratch: Path) -> list[Subject]:
     stories = (data / "tinystories_sample" / "tinystories_val.txt").read_text(encoding="utf-8")
     train = gzip.decompress((data / "wikitext2" / "train.txt.gz").read_bytes()).decode()
     test = (data / "wikitext2" / "test.txt").read_text(encoding="utf-8")
-    shakespeare = next((data / "tinyshakespeare").glob("*.txt")).read_text(encoding="utf-8")
+    shakespeare = (data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     return [
         Subject(
             "stories260K",
@@ -91,7 +91,7 @@ def subjects(data: Path, scratch: Path) -> list[Subject]:
             "wikitext2_llama_8m",
             data / "wikitext2_llama_8m",
             text("wikitext-calibration.txt", train[:1_000_000]),
-            text("wikitext-judge.txt", test[:300_000]),
+            text("wikitext-judge.txt", test[:200_000]),
             text("shakespeare.txt", shakespeare[-100_000:]),
         ),
     ]
@@ -160,7 +160,8 @@ def fewer_blocks(subject: Subject, keep: float, *, larger: bool) -> dict[str, An
     kept = sorted(sorted(range(count), key=lambda i: -influence[i])[:left])
     model.model.layers = torch.nn.ModuleList(copy.copy(blocks[i]) for i in kept)
     model.config.num_hidden_layers = left
-    weights = sum(p.numel() * 2 for p in model.parameters())
+    stored = next(spec for _, spec in Checkpoint(subject.folder).tensors.values())
+    weights = sum(p.numel() for p in model.parameters()) * stored.dtype.itemsize
     return judge(model, subject) | {"kept_share": left / count, "bytes": weights, "blocks": kept}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from eckart.allocate import Allocator
 from eckart.bundled import CALIBRATION
@@ -21,70 +22,94 @@ from eckart.recipes.notation import compose
 DEFAULT_RECIPE = "svd-llm"
 
 
+class Options(TypedDict, total=False):
+    """What ``compress`` and ``plan`` can be told; exactly one of ``keep`` and ``size`` is needed.
+
+    ``keep``: the share of the targeted linear maps' bytes that may remain, 0 < keep <= 1.
+    ``size``: the bytes that all safetensors files together may take.
+    ``recipe``: a key of ``eckart.RECIPES``, the path of a TOML file, or a composed ``Compress``; by default ``svd-llm``.
+    ``ranks``: another allocator than the recipe's.
+    ``only``: patterns of module names to compress instead of all maps inside blocks.
+    ``exclude``: patterns of module names to leave alone.
+    ``calibration``: a UTF-8 text; by default the one that comes with the package.
+    ``tokens``: how many tokens of it are used, in windows drawn by ``seed``; by default 32768.
+    ``window``: tokens a window; by default the smaller of the model's context and 2048.
+    ``seed``: decides everything that is random, and is recorded; by default 0.
+    ``device``: where blocks run and matrices are decomposed; by default ``cpu``.
+    """
+
+    keep: float | None
+    size: int | None
+    recipe: str | Path | Compress
+    ranks: Allocator | None
+    only: Sequence[str]
+    exclude: Sequence[str]
+    calibration: str | Path | None
+    tokens: int
+    window: int | None
+    seed: int
+    device: str
+
+
 def compress(
     model: str | Path,
     out: str | Path,
     *,
-    keep: float | None = None,
-    size: int | None = None,
-    recipe: str | Path | Compress = DEFAULT_RECIPE,
-    ranks: Allocator | None = None,
-    only: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    calibration: str | Path | None = None,
-    tokens: int = Request.tokens,
-    window: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     restart: bool = False,
     progress: Progress = quiet,
+    **options: Unpack[Options],
 ) -> Compressed:
     """Write a smaller checkpoint to ``out``, with bounds on the error of every matrix.
 
-    Args:
-        model: a local Hugging Face directory or a hub id.
-        out: a directory that does not exist yet or is empty.
-        keep: the share of the targeted linear maps' bytes that may remain, 0 < keep <= 1; or
-        size: the bytes that all safetensors files together may take.
-        recipe: a key of ``eckart.RECIPES``, the path of a TOML file, or a composed ``Compress``.
-        ranks: another allocator than the recipe's.
-        only: patterns of module names to compress instead of all maps inside blocks.
-        exclude: patterns of module names to leave alone.
-        calibration: a UTF-8 text; by default the one that comes with the package.
-        tokens: how many tokens of it are used, in windows drawn by ``seed``.
-        window: tokens a window; by default the smaller of the model's context and 2048.
-        seed: decides everything that is random; it is recorded.
-        device: where blocks run and matrices are decomposed.
-        restart: throw an unfinished run away instead of going on from it.
-        progress: called after every finished piece.
+    ``model`` is a local Hugging Face directory or a hub id; ``out`` must not exist yet or be empty. ``options`` are those of
+    ``Options``. A run that was killed goes on when it is repeated unchanged, unless ``restart`` throws it away.
+    ``progress`` is called after every finished piece. The README's example is run by the tests.
 
     Raises ``EckartError``, one sentence, for anything wrong with model, options or output.
     """
-    request = _request(keep, size, only, exclude, calibration, tokens, window, seed, device)
-    return engine.compress(model, out, _resolved(recipe, ranks), request, restart=restart, progress=progress)
+    recipe, request = _read(options)
+    return engine.compress(model, out, recipe, request, restart=restart, progress=progress)
 
 
 def plan(
     model: str | Path,
     out: str | Path,
     *,
-    keep: float | None = None,
-    size: int | None = None,
-    recipe: str | Path | Compress = DEFAULT_RECIPE,
-    ranks: Allocator | None = None,
-    only: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    calibration: str | Path | None = None,
-    tokens: int = Request.tokens,
-    window: int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
     restart: bool = False,
     progress: Progress = quiet,
+    **options: Unpack[Options],
 ) -> Planned:
     """What ``compress`` with the same arguments would do, without writing it; arguments and errors are the same."""
-    request = _request(keep, size, only, exclude, calibration, tokens, window, seed, device)
-    return engine.plan(model, out, _resolved(recipe, ranks), request, restart=restart, progress=progress)
+    recipe, request = _read(options)
+    return engine.plan(model, out, recipe, request, restart=restart, progress=progress)
+
+
+def _read(options: Options) -> tuple[Compress, Request]:
+    """The recipe and the request that options ask for."""
+    recipe, ranks = options.get("recipe", DEFAULT_RECIPE), options.get("ranks")
+    calibration = options.get("calibration")
+    request = Request(
+        keep=options.get("keep"),
+        size=options.get("size"),
+        only=tuple(options.get("only", ())),
+        exclude=tuple(options.get("exclude", ())),
+        calibration=CALIBRATION if calibration is None else Path(calibration),
+        tokens=options.get("tokens", Request.tokens),
+        window=options.get("window"),
+        seed=options.get("seed", Request.seed),
+        device=options.get("device", Request.device),
+    )
+    return _resolved(recipe, ranks), request
+
+
+def _resolved(recipe: str | Path | Compress, ranks: Allocator | None) -> Compress:
+    if isinstance(recipe, Compress):
+        found = recipe
+    elif isinstance(recipe, Path) or recipe.endswith(".toml"):
+        found = read_recipe(Path(recipe))
+    else:
+        found = find_recipe(recipe).make()
+    return found if ranks is None else replace(found, allocate=ranks)
 
 
 def verify(
@@ -106,37 +131,3 @@ def verify(
         recipe = compose(parts, str(Path(folder) / "eckart.json"))
     text = None if calibration is None else Path(calibration)
     return verification.verify(folder, against, recipe=recipe, calibration=text, progress=progress)
-
-
-def _request(
-    keep: float | None,
-    size: int | None,
-    only: Sequence[str],
-    exclude: Sequence[str],
-    calibration: str | Path | None,
-    tokens: int,
-    window: int | None,
-    seed: int,
-    device: str,
-) -> Request:
-    return Request(
-        keep=keep,
-        size=size,
-        only=tuple(only),
-        exclude=tuple(exclude),
-        calibration=CALIBRATION if calibration is None else Path(calibration),
-        tokens=tokens,
-        window=window,
-        seed=seed,
-        device=device,
-    )
-
-
-def _resolved(recipe: str | Path | Compress, ranks: Allocator | None) -> Compress:
-    if isinstance(recipe, Compress):
-        found = recipe
-    elif isinstance(recipe, Path) or str(recipe).endswith(".toml"):
-        found = read_recipe(Path(recipe))
-    else:
-        found = find_recipe(recipe).make()
-    return found if ranks is None else replace(found, allocate=ranks)

@@ -295,6 +295,13 @@ def test_values_that_fall_by_a_power(decay: float) -> None:
     assert spectrum(torch.diag(values)).tail_exponent == pytest.approx(1 + 1 / (2 * decay), rel=0.01)
 
 
+def test_law_and_sample_never_agree_at_the_start() -> None:
+    """There the law is 0 and one of k values is counted: 1 / k is the least distance, which quantiles reach."""
+    fit = power_tail((1 - (torch.arange(500, dtype=torch.float64) + 0.5) / 500) ** (-1 / 1.5))
+    assert fit is not None
+    assert fit.distance == pytest.approx(1 / 500, rel=1e-4)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["pareto", "lognormal", "uniform", "gaussian matrix"])
 def test_fit_is_that_of_the_paper(kind: str, seed: int) -> None:

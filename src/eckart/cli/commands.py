@@ -11,6 +11,7 @@ import typer
 
 import eckart
 from eckart.allocate import Allocator, EqualMarginalLoss, Uniform
+from eckart.api import Options
 from eckart.bundled import CALIBRATION, HELDOUT, MODEL
 from eckart.cli import show
 from eckart.cli.reports import (
@@ -97,7 +98,7 @@ def compress(
 
     A run that was killed goes on when the same command is given again.
     """
-    arguments = {
+    options: Options = {
         "keep": keep,
         "size": None if size is None else parse_size(size),
         "recipe": recipe,
@@ -109,13 +110,12 @@ def compress(
         "window": window,
         "seed": seed,
         "device": device,
-        "restart": restart,
     }
     with show.progress() as progress:
         if dry_run:
-            planned = eckart.plan(model, output, progress=progress, **arguments)  # type: ignore[arg-type]
+            planned = eckart.plan(model, output, restart=restart, progress=progress, **options)
         else:
-            done = eckart.compress(model, output, progress=progress, **arguments)  # type: ignore[arg-type]
+            done = eckart.compress(model, output, restart=restart, progress=progress, **options)
     if dry_run:
         show.print_json(planned_json(planned)) if json else print_plan(planned)
     else:

@@ -38,11 +38,22 @@ class OperatorModules:
         self.checkpoint = checkpoint
         self._layouts: dict[str, tuple[str, tuple[str, ...]]] = {}
         for name, spec in modules.items():
-            kind, layout = str(spec["operator"]), tuple(spec["shapes"])
+            if not isinstance(spec, dict) or not isinstance(spec.get("shapes"), dict):
+                raise EckartError(
+                    f"{checkpoint.folder / 'config.json'} says nothing of the operator of {name}: it is damaged"
+                )
+            kind, layout = str(spec.get("operator")), tuple(spec["shapes"])
             if kind not in KINDS:
                 raise EckartError(f"{checkpoint.folder / 'config.json'}: {name} has the unknown operator {kind!r}")
-            if all(self._stored(name, layout, side) in checkpoint.tensors for side in layout):
-                self._layouts[name] = (kind, layout)
+            stored = {side: self._stored(name, layout, side) for side in layout}
+            there = [disk for disk in stored.values() if disk in checkpoint.tensors]
+            if not there:
+                continue  # tied: the module that it follows holds the tensors
+            if len(there) < len(stored):
+                raise EckartError(f"{checkpoint.folder}: of the operator {name} only a part is stored; fetch it again")
+            if any(checkpoint.tensors[stored[side]][1].shape != tuple(shape) for side, shape in spec["shapes"].items()):
+                raise EckartError(f"{checkpoint.folder}: {name} is not stored in the shapes that config.json gives it")
+            self._layouts[name] = (kind, layout)
 
     @staticmethod
     def _stored(name: str, layout: tuple[str, ...], side: str) -> str:

@@ -14,7 +14,7 @@ from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.densify import OperatorModules
 from eckart.model.quantizer import METHOD
 from eckart.model.run import Progress, quiet
-from eckart.model.targets import Untouched, _natural, matches
+from eckart.model.targets import Untouched, matches, natural
 from eckart.operator import Dense, Factors, Operator, kind_of, nbytes
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -83,7 +83,7 @@ def inspect(
     factored = {name: tuple(operators.tensors(name).values()) for name in operators.names} if operators else {}
     dense, untouched = _dense(checkpoint, {disk for disks in factored.values() for disk in disks})
     _check_patterns([*only, *exclude], [*factored, *dense, *(u.name for u in untouched)])
-    chosen = sorted((name for name in [*factored, *dense] if _chosen(name, only, exclude)), key=_natural)
+    chosen = sorted((name for name in [*factored, *dense] if _chosen(name, only, exclude)), key=natural)
     if not chosen:
         left = "is left by --only and --exclude" if only or exclude else "is stored in it"
         raise EckartError(f"{checkpoint.folder}: no floating-point matrix {left}")
@@ -98,7 +98,7 @@ def inspect(
         rows.append(row)
         progress("inspect", done, len(chosen), name)
     kept = [u for u in untouched if _chosen(u.name, only, exclude)]
-    return Inspection(tuple(rows), tuple(sorted(kept, key=lambda u: _natural(u.name))))
+    return Inspection(tuple(rows), tuple(sorted(kept, key=lambda u: natural(u.name))))
 
 
 def _row(name: str, op: Operator) -> MatrixRow:
@@ -130,16 +130,7 @@ def _operators(checkpoint: Checkpoint) -> OperatorModules | None:
     entry = checkpoint.config.get("quantization_config")
     if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
         return None
-    operators = OperatorModules(checkpoint)
-    for name, module in entry["modules"].items():
-        announced = [tuple(shape) for shape in module["shapes"].values()]
-        if name not in operators.names:
-            if f"{name}.weight" in checkpoint.tensors:
-                raise EckartError(f"{checkpoint.folder}: of the operator {name} only a part is stored; fetch it again")
-            continue  # a tied module: the one that it follows is stored
-        if [checkpoint.tensors[disk][1].shape for disk in operators.tensors(name).values()] != announced:
-            raise EckartError(f"{checkpoint.folder}: {name} is not stored in the shapes that config.json gives it")
-    return operators
+    return OperatorModules(checkpoint)
 
 
 def _chosen(name: str, only: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -86,7 +86,7 @@ def find_targets(
     untouched: list[Untouched] = []
     modules = dict(skeleton.model.named_modules())
     ties = _ties(skeleton)
-    for disk, place in sorted(skeleton.places.items(), key=lambda item: _natural(item[1] or item[0])):
+    for disk, place in sorted(skeleton.places.items(), key=lambda item: natural(item[1] or item[0])):
         _, spec = skeleton.checkpoint.tensors[disk]
         if len(spec.shape) < 2:
             continue
@@ -145,6 +145,6 @@ def _check_patterns(patterns: Sequence[str], targets: list[Target], untouched: l
             raise EckartError(f"the pattern {pattern!r} fits no matrix of the model; names look like {names[0]}")
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
+def natural(name: str) -> list[tuple[bool, int, str]]:
     """A sort key that puts layer 10 after layer 9."""
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]

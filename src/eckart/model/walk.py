@@ -110,9 +110,12 @@ class Walk:
 
     def prepare(self) -> None:
         """Learn how the blocks are called, where ``embed`` was done by an earlier run."""
-        with self.skeleton.filled(None):
-            for batch in self._batches():
-                if batch.stop - batch.start not in self._calls:
+        unknown = {batch.stop - batch.start: batch for batch in self._batches()}
+        for size in self._calls:
+            unknown.pop(size, None)
+        if unknown:
+            with self.skeleton.filled(None):
+                for batch in unknown.values():
                     self._listen(batch)
 
     def run_block(

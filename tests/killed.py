@@ -1,0 +1,104 @@
+"""Runs command lines that are killed, stopped or starved at a chosen point; one JSON job a line, one answer a line.
+
+Started by ``runs.Killer``, which says what a disturbance is.
+"""
+
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eckart.cli import main
+from eckart.model import journal
+
+COPIES = sys.platform.startswith("linux")
+
+
+def disturb(what: dict[str, Any]) -> None:
+    """Put the disturbance in place, in the process that is to suffer it."""
+    if "largest_file" in what:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (what["largest_file"], what["largest_file"]))
+    if "function" not in what:
+        return
+    module_name, _, path = what["function"].partition(":")
+    *outer, leaf = path.split(".")
+    owner: Any = importlib.import_module(module_name)
+    for name in outer:
+        owner = getattr(owner, name)
+    function, calls = getattr(owner, leaf), 0
+
+    def strike() -> None:
+        os.kill(os.getpid(), getattr(signal, what.get("signal", "SIGKILL")))
+
+    def disturbed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if what.get("argument") not in (None, *args[1:]):
+            return function(*args, **kwargs)
+        calls += 1
+        if calls == what["call"] and what["when"] == "before":
+            strike()
+        if calls == what["call"] and what["when"] == "torn":
+            _, handle, entry = args
+            line = journal._sealed(entry)
+            handle.write(line[: len(line) // 2])
+            handle.flush()
+            strike()
+        result = function(*args, **kwargs)
+        if calls == what["call"] and what["when"] == "after":
+            strike()
+        return result
+
+    setattr(owner, leaf, disturbed)
+
+
+def run(job: dict[str, Any], out: int, err: int) -> None:
+    """Become the command; does not return."""
+    code = 70
+    try:
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["eckart", *job["arguments"]]
+        disturb(job["disturbance"])
+        main()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def answer(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in a process of its own; how it ended and what it said."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if COPIES:
+            child = os.fork()
+            if not child:
+                run(job, out.fileno(), err.fileno())
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        else:
+            command = [sys.executable, str(Path(__file__)), json.dumps(job)]
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, check=False).returncode
+        out.seek(0)
+        err.seek(0)
+        return {"code": code, "out": out.read().decode(), "err": err.read().decode()}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        run(json.loads(sys.argv[1]), 1, 2)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
