@@ -45,7 +45,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(wildcard $(LAWS_OF_THE_TREE))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(wildcard $(LAWS_OF_THE_TREE))
 
 wheel-test: $(READY)
 	@set -eu; \

@@ -222,9 +222,7 @@ def test_a_changed_work_file_is_refused(folder: Path, opened: Callable[..., Jour
 
 
 @pytest.mark.parametrize("size", [0, 3])
-def test_a_shortened_or_missing_work_file_is_refused(
-    folder: Path, opened: Callable[..., Journal], size: int
-) -> None:
+def test_a_shortened_or_missing_work_file_is_refused(folder: Path, opened: Callable[..., Journal], size: int) -> None:
     first = opened()
     first.once("a", writing(first, "a.bin"))
     first.close()

@@ -68,14 +68,38 @@ class Truncation:
             raise ValueError(f"rank {rank} of a {m} x {n} matrix: give one from 1 to {min(m, n)}")
         w = self.target.to(torch.float64)
         u = _orthonormal(self.whitened.u, rank)  # (m, r)
-        right = u.T @ w  # (r, n)
-        # Both factors get rows and columns of equal length: neither then leaves the range of a narrow dtype.
-        length = torch.linalg.vector_norm(right, dim=1).sqrt()
-        length = torch.where(length > 0, length, torch.ones_like(length))
-        left = (u * length).to(dtype)
-        right = torch.linalg.lstsq(left.to(torch.float64), w).solution.to(dtype)
+        left = (u * _lengths(u.T @ w, dtype)).to(dtype)
+        right = _solve(left.to(torch.float64), w).to(dtype)
         op = Factors(left.contiguous(), right.contiguous())
         return Fit(op=op, bounds=measured_bounds(w, op, self.metric, self.whitened, self.plain, rank, rng=rng))
+
+
+def _lengths(right: Tensor, dtype: torch.dtype) -> Tensor:
+    """How long each column of the left factor is made, for an orthonormal one whose partner is ``right`` (r, n).
+
+    Both factors get rows and columns of equal length, so that neither leaves the range of a narrow dtype. A direction in
+    which the matrix is no larger than the rounding of ``dtype`` is not shortened further: what rounding leaves there would
+    have to be met by an enormous row.
+    """
+    sizes = torch.linalg.vector_norm(right, dim=1)
+    grain = torch.finfo(dtype).eps * torch.linalg.vector_norm(right) / max(1, min(right.shape)) ** 0.5
+    sizes = sizes.clamp(min=float(grain))
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes)).sqrt()
+
+
+def _solve(left: Tensor, w: Tensor) -> Tensor:
+    """The least-squares solution X of ``left @ X = w``, by QR of the columns at unit length.
+
+    ``torch.linalg.lstsq`` is avoided: its pivoted driver gives other bits from call to call.
+    """
+    lengths = torch.linalg.vector_norm(left, dim=0)
+    unit = left / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+    q, r = torch.linalg.qr(unit)
+    if float(r.diagonal().abs().min()) < 1e-6:  # columns that rounding made dependent
+        solution = torch.linalg.pinv(unit) @ w
+    else:
+        solution = torch.linalg.solve_triangular(r, q.T @ w, upper=True)
+    return solution / torch.where(lengths > 0, lengths, torch.ones_like(lengths))[:, None]
 
 
 def _orthonormal(u: Tensor, rank: int) -> Tensor:

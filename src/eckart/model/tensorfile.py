@@ -112,7 +112,7 @@ def file_bytes(specs: Sequence[TensorSpec], metadata: dict[str, str]) -> int:
     """The size of the file that ``write`` makes.
 
     >>> file_bytes([TensorSpec("w", torch.float32, (2, 3))], {"format": "pt"})
-    112
+    120
     """
     return len(header(specs, metadata)) + sum(spec.nbytes for spec in specs)
 
