@@ -10,7 +10,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +81,19 @@ def run(job: dict[str, Any], out: int, err: int) -> None:
 
 def answer(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job in a process of its own; how it ended and what it said."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        if COPIES:
-            child = os.fork()
-            if not child:
-                run(job, out.fileno(), err.fileno())
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        else:
-            command = [sys.executable, str(Path(__file__)), json.dumps(job)]
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, check=False).returncode
-        out.seek(0)
-        err.seek(0)
-        return {"code": code, "out": out.read().decode(), "err": err.read().decode()}
+    if not COPIES:
+        command = [sys.executable, str(Path(__file__)), json.dumps(job)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        return {"code": done.returncode, "out": done.stdout, "err": done.stderr}
+    (read_out, out), (read_err, err) = os.pipe(), os.pipe()  # no files: their size may be what is limited
+    child = os.fork()
+    if not child:
+        run(job, out, err)
+    os.close(out)
+    os.close(err)
+    with open(read_out, encoding="utf-8") as told, open(read_err, encoding="utf-8") as failed:
+        texts = {"out": told.read(), "err": failed.read()}
+    return {"code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), **texts}
 
 
 if __name__ == "__main__":

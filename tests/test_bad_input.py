@@ -5,14 +5,12 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import SENTENCES
 from runs import (
     CALIBRATED,
     Killer,
@@ -28,8 +26,6 @@ from runs import (
     tiny,
     tree,
 )
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 import eckart
@@ -381,7 +377,8 @@ def test_a_config_that_does_not_fit(model: Path, text: Path, out: Path, kind: st
         from transformers import AutoModelForCausalLM
 
         _, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
-        assert not any(report.values()), report
+        assert not report["missing_keys"], report
+        assert not report["mismatched_keys"], report
         return
     assert outcome.code == 2, outcome.err
     told(outcome.sentence, model)
@@ -421,8 +418,8 @@ def test_a_model_without_linear_maps(model: Path, out: Path, options: tuple[str,
 @pytest.mark.parametrize("option", ["--only", "--exclude"])
 def test_a_pattern_that_fits_nothing(model: Path, out: Path, option: str) -> None:
     sentence = refused(*compress(model, out, option, "q_prj"), out=out)
-    told(sentence, "'q_prj'", "fits no matrix", "model.")
-    told(refused("inspect", model, option, "q_prj"), "'q_prj'", "fits no matrix", "model.")
+    told(sentence, "'q_prj'", "fits no matrix", "names look like")
+    told(refused("inspect", model, option, "q_prj"), "'q_prj'", "fits no matrix", "names look like")
 
 
 # ---- texts and tokenizers -------------------------------------------------------------------------------------------
@@ -536,8 +533,8 @@ def test_a_size_of_nothing(model: Path, out: Path, size: str) -> None:
         (("--recipe", ""), ["''", "svd-llm"]),
         (("--recipe", "absent.toml"), ["absent.toml", "cannot be read"]),
         (("--ranks", "random"), ["--ranks", "'random'", "uniform", "allocated"]),
-        (("--seed", "one"), ["--seed", "'one'"]),
-        (("--tokens", "1.5"), ["--tokens", "'1.5'"]),
+        (("--seed", "one"), ["--seed", "integer"]),
+        (("--tokens", "1.5"), ["--tokens", "integer"]),
         (("--kep", "0.5"), ["--kep", "--keep", "--help"]),
         (("extra",), ["extra", "--help"]),
     ],
@@ -551,7 +548,7 @@ def test_a_wrong_option(model: Path, text: Path, out: Path, options: tuple[str, 
     ("arguments", "words"),
     [
         (("nosuch",), ["nosuch", "--help"]),
-        (("compress",), ["MODEL", "--help"]),
+        (("compress",), ["argument", "model", "--help"]),
         (("compress", "model"), ["--output", "--help"]),
         (("eval", "model"), ["--text", "--help"]),
         (("--nosuch",), ["--nosuch", "--help"]),
@@ -598,7 +595,7 @@ def test_the_smallest_size_is_said_and_works(model: Path, text: Path, out: Path,
     assert sum(path.stat().st_size for path in out.glob("*.safetensors")) == said
 
 
-@pytest.mark.parametrize("size", range(44_000, 62_000, 2_777))
+@pytest.mark.parametrize("size", range(45_000, 62_000, 2_777))
 def test_a_size_is_kept_to_the_byte(model: Path, out: Path, size: int) -> None:
     outcome = cli("compress", model, "-o", out, "--bytes", size, "--recipe", "svd")
     assert outcome.code == 0, outcome.err
@@ -675,7 +672,7 @@ def test_a_folder_for_a_recipe(model: Path, tmp_path: Path, out: Path) -> None:
 # ---- models by name -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["absent", "./absent/model", "a/b/c", "~/model", "/absent/model", ""])
+@pytest.mark.parametrize("name", ["absent", "./absent/model", "a/b/c", "~/model", "/absent/model"])
 def test_a_model_that_is_not_there(text: Path, out: Path, name: str) -> None:
     for command in (compress(name, out), ["inspect", name], ["eval", name, "--text", text]):
         told(refused(*command, out=out), name, "name a Hugging Face model directory or a hub id")
@@ -691,6 +688,7 @@ def test_a_hub_id_without_a_network(out: Path, monkeypatch: pytest.MonkeyPatch, 
     told(refused(*compress(name, out), out=out), name, "is no local directory", "hub")
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer(out: Path, tmp_path: Path) -> None:
     """In a process of its own: the address of the hub is read when its library is loaded."""
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf")}
@@ -831,12 +829,9 @@ def failing_at(call: int, error: Exception, function: Callable[..., Any]) -> Cal
 
 
 FULL = OSError(28, "No space left on device")
-SERIALIZING = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 DISKS: dict[str, tuple[str, int, Exception, Callable[..., Any]]] = {
     "activations": ("os.posix_fallocate", 2, FULL, getattr(os, "posix_fallocate", os.ftruncate)),
     "gradients": ("os.posix_fallocate", 4, FULL, getattr(os, "posix_fallocate", os.ftruncate)),
-    "curves": ("eckart.model.survey.save_file", 2, SERIALIZING, save_file),
-    "factors": ("eckart.model.fitting.save_file", 2, SERIALIZING, save_file),
     "weights": ("os.fsync", 60, FULL, os.fsync),
     "rename": ("os.replace", 2, FULL, os.replace),
 }
@@ -860,9 +855,13 @@ def test_a_full_disk(
     assert tree(out) == tree(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("file", ["config.json", "eckart.json", "README.md", "tokenizer.json", INDEX, SHARDS[1]])
-def test_a_disk_that_is_full_at_one_file_of_the_result(
-    model: Path, out: Path, monkeypatch: pytest.MonkeyPatch, file: str
+RESULT = ["config.json", "eckart.json", "README.md", "tokenizer.json", INDEX, SHARDS[1]]
+WORK = ["curves-0001.safetensors", "factors-allocated-0001.safetensors"]
+
+
+@pytest.mark.parametrize("file", [*RESULT, *WORK])
+def test_a_disk_that_is_full_at_one_file(
+    model: Path, text: Path, out: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     real = Path.open
 
@@ -871,7 +870,7 @@ def test_a_disk_that_is_full_at_one_file_of_the_result(
             raise FULL
         return real(path, *args, **kwargs)
 
-    command = compress(model, out, "--recipe", "svd")
+    command = compress(model, out, "--calibration", text, *CALIBRATED)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         outcome = cli(*command)
@@ -921,12 +920,19 @@ def test_python_raises_the_sentence(model: Path, text: Path, out: Path) -> None:
         eckart.plan(model, out, keep=0.5, recipe="nosuch")
     with pytest.raises(EckartError, match="does not exist"):
         eckart.load("absent")
-    with pytest.raises(EckartError, match="does not exist"):
+    with pytest.raises(EckartError, match="is not a directory"):
         eckart.verify(out, model)
-    with pytest.raises(EckartError, match="is missing"):
+    with pytest.raises(EckartError, match=r"holds no eckart\.json"):
         eckart.verify(model.parent, model)
     (model / SHARDS[0]).unlink()
     with pytest.raises(EckartError, match="is missing"):
         eckart.load(model)
     with pytest.raises(EckartError, match="is missing"):
         eckart.evaluate(model, [text])
+
+
+@pytest.mark.parametrize("call", [eckart.compress, eckart.plan])
+def test_an_option_that_does_not_exist_is_not_ignored(model: Path, out: Path, call: Callable[..., object]) -> None:
+    with pytest.raises((TypeError, EckartError), match="recpie"):
+        call(model, out, keep=0.7, recpie="svd")
+    assert left_behind(out) == []

@@ -219,7 +219,7 @@ def test_uniform_ranks_keep_about_the_same_share_of_every_map(sources: Path, tmp
 def test_less_than_the_smallest_possible_is_refused_with_that_figure(sources: Path, tmp_path: Path) -> None:
     old = {n: s for n, (_, s) in specs(sources / "llama").items() if "_proj" in n}
     least = sum(map(sum, old.values())) / sum(map(math.prod, old.values()))
-    with pytest.raises(eckart.EckartError, match=f"{least:.4f}"):
+    with pytest.raises(eckart.EckartError, match=f"{math.ceil(1e4 * least) / 1e4}"):
         eckart.compress(sources / "llama", tmp_path / "out", keep=least * 0.999, recipe="svd")
     assert not (tmp_path / "out").exists()
     eckart.compress(sources / "llama", tmp_path / "out", keep=least * 1.001, recipe="svd")
@@ -307,7 +307,7 @@ def test_keep_everything_changes_no_bit(recipe: str, name: str, sources: Path, t
     assert blobs(out) == blobs(source)
     assert specs(out) == specs(source)
     assert json.loads((out / "config.json").read_text()) == json.loads((source / "config.json").read_text())
-    assert eckart.verify(out, source, calibration=text).holds
+    assert eckart.verify(out, source, calibration=None if recipe == "svd" else text).holds
 
 
 def test_what_was_kept_whole_loads_without_eckart(sources: Path, tmp_path: Path) -> None:

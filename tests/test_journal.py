@@ -99,7 +99,7 @@ def test_a_piece_that_fails_is_not_recorded(opened: Callable[..., Journal]) -> N
 
 def test_a_piece_that_promises_a_file_it_did_not_write_is_not_recorded(opened: Callable[..., Journal]) -> None:
     first = opened()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(EckartError, match="No such file"):
         first.once("a", lambda: (1, ["absent.bin"]))
     first.close()
     assert not opened().is_done("a")
@@ -372,7 +372,7 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
 def test_closing_after_a_full_disk_hides_no_error(folder: Path, opened: Callable[..., Journal]) -> None:
     journal = opened()
     journal._file.close()
-    journal._file = Path("/dev/full").open("ab")
+    journal._file = Path("/dev/full").open("ab")  # noqa: SIM115
     with pytest.raises(EckartError, match=r"No space left on device; free space and run again"):
         journal.once("a", lambda: (1, []))
     journal.close()

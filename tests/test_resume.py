@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 APPEND = "eckart.model.journal:Journal._append"
 CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "after"}
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
-WRITE = {"function": "eckart.model.tensorfile:tensor_bytes", "call": 12, "when": "before"}
+WRITE = {"function": "eckart.model.output:_tensor", "call": 20, "when": "before"}
 REST = {"function": "eckart.model.output:copy_companions", "call": 1, "when": "before"}
 RENAME = {"function": "eckart.model.engine:move_into_place", "call": 1, "when": "before"}
 
@@ -204,7 +204,7 @@ def test_killed_between_the_rename_and_the_end(ground: Ground, killer: Killer, o
 
 def test_killed_while_the_work_folder_is_removed(ground: Ground, killer: Killer, out: Path) -> None:
     command = ground.command(out, "svd")
-    place = {"function": "os:unlink", "call": 3, "when": "after"}
+    place = {"function": "os:unlink", "call": 2, "when": "after"}
     assert killer(*command, **place).code == -9
     ended(killer(*command), out, ground.undisturbed("svd"))
 

@@ -11,13 +11,13 @@ from eckart.allocate import Allocator
 from eckart.bundled import CALIBRATION
 from eckart.model import engine
 from eckart.model import verify as verification
-from eckart.model.certificate import Certificate
+from eckart.model.certificate import NAME, Certificate
 from eckart.model.compression import Compress
 from eckart.model.engine import Compressed, Planned
 from eckart.model.run import Progress, Request, quiet
 from eckart.recipes import read_recipe
 from eckart.recipes import recipe as find_recipe
-from eckart.recipes.notation import compose
+from eckart.recipes.notation import recorded_metric
 
 DEFAULT_RECIPE = "svd-llm"
 
@@ -86,6 +86,9 @@ def plan(
 
 def _read(options: Options) -> tuple[Compress, Request]:
     """The recipe and the request that options ask for."""
+    unknown = sorted(set(options) - Options.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"there is no option {unknown[0]!r}: known are {', '.join(Options.__annotations__)}")
     recipe, ranks = options.get("recipe", DEFAULT_RECIPE), options.get("ranks")
     calibration = options.get("calibration")
     request = Request(
@@ -124,10 +127,7 @@ def verify(
     ``calibration`` is the text that statistics were taken from; it must be the very same. Raises ``EckartError`` if something
     can't be read; what does not hold is in ``failures`` of the result.
     """
-    recipe = None
-    if calibration is not None:
-        recorded = Certificate.read(Path(folder)).section("recipe")
-        parts = {key: recorded[key] for key in ("metric", "approx", "allocate", "statistics") if key in recorded}
-        recipe = compose(parts, str(Path(folder) / "eckart.json"))
+    recorded = Certificate.read(Path(folder)).recipe
+    rule, statistics = recorded_metric(recorded, str(Path(folder) / NAME))
     text = None if calibration is None else Path(calibration)
-    return verification.verify(folder, against, recipe=recipe, calibration=text, progress=progress)
+    return verification.verify(folder, against, rule=rule, statistics=statistics, calibration=text, progress=progress)

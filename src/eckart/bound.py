@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+FIGURES = ("lower", "achieved", "upper")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
@@ -23,7 +25,8 @@ class Bound:
     >>> Bound.from_json(bound.to_json()) == bound
     True
 
-    Raises ``ValueError`` if the three figures are out of order, negative or not finite.
+    Raises ``ValueError`` if the three figures are out of order, negative or not finite, the scale is no size, or a
+    probability is none.
     """
 
     norm: str
@@ -37,6 +40,11 @@ class Bound:
         lower = 0.0 if self.lower is None else self.lower
         if not 0.0 <= lower <= self.achieved <= self.upper < math.inf:
             raise ValueError(f"not in order: 0 <= {lower} <= {self.achieved} <= {self.upper} ({self.norm} norm)")
+        if not 0.0 <= self.scale < math.inf:
+            raise ValueError(f"the scale {self.scale} is no size ({self.norm} norm)")
+        for figure, probability in (self.delta or {}).items():
+            if figure not in FIGURES or not 0.0 < probability < 1.0:
+                raise ValueError(f"delta holds no probability of a figure: {figure} {probability} ({self.norm} norm)")
 
     @property
     def relative(self) -> float:
@@ -48,18 +56,22 @@ class Bound:
         """``achieved / lower``: 1 is optimal; ``None`` where nothing below is known."""
         return self.achieved / self.lower if self.lower else None
 
+    @property
+    def certain(self) -> dict[str, bool]:
+        """For each figure that there is, whether it always holds."""
+        return {f: f not in (self.delta or {}) for f in FIGURES if getattr(self, f) is not None}
+
     def to_json(self) -> dict[str, object]:
         """The bound as it stands in ``eckart.json``."""
-        probable = self.delta or {}
         record: dict[str, object] = {
             "norm": self.norm,
             "lower": self.lower,
             "achieved": self.achieved,
             "upper": self.upper,
             "scale": self.scale,
-            "certain": {f: f not in probable for f in ("lower", "achieved", "upper") if getattr(self, f) is not None},
+            "certain": self.certain,
         }
-        return record | ({"delta": dict(probable)} if probable else {})
+        return record | ({"delta": dict(self.delta)} if self.delta else {})
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Bound:
@@ -71,14 +83,19 @@ class Bound:
                 raise TypeError(f"{key} is not a number: {value!r}")
             return float(value)
 
-        delta = record.get("delta")
-        if delta is not None and not isinstance(delta, dict):
-            raise TypeError("delta is not a table")
-        return cls(
-            norm=str(record["norm"]),
+        delta, norm = record.get("delta"), record["norm"]
+        if delta is not None and not (isinstance(delta, dict) and all(isinstance(p, float) for p in delta.values())):
+            raise TypeError("delta is not a table of probabilities")
+        if not isinstance(norm, str):
+            raise TypeError(f"the norm {norm!r} is no name")
+        found = cls(
+            norm=norm,
             lower=None if record["lower"] is None else number("lower"),
             achieved=number("achieved"),
             upper=number("upper"),
             scale=number("scale"),
-            delta=delta,
+            delta=delta or None,
         )
+        if record["certain"] != found.certain:
+            raise ValueError(f"what is called certain contradicts delta ({norm} norm)")
+        return found

@@ -14,6 +14,15 @@ class EckartError(Exception):
     exit_code = 2
 
 
+def first_line(error: BaseException) -> str:
+    r"""What another library's error says, in one line.
+
+    >>> first_line(ValueError("no such file\nand much more")), first_line(KeyError())
+    ('no such file', 'KeyError')
+    """
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 class VerificationError(EckartError):
     """A recorded figure or hash does not hold."""
 

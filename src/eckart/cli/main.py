@@ -49,17 +49,17 @@ def _options(
 _WrongUse: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-class _Stopped(Exception):
-    """SIGTERM, raised where the program is, so that files written aside are removed on the way out."""
+class _Stopped(BaseException):
+    """SIGTERM or Ctrl-C, raised where the program is, so that files written aside are removed on the way out."""
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise _Stopped
+        raise _Stopped(128 + number)
 
-    signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         # Not standalone: click would answer Ctrl-C with exit code 1 and a wrong option with half a screen.
         code = app(standalone_mode=False)
@@ -70,13 +70,16 @@ def main() -> None:
         if not message:  # no command at all: the help was printed
             raise SystemExit(2) from None
         fail(f"{message.rstrip('.')}; see eckart COMMAND --help", 2)
-    except (KeyboardInterrupt, typer.Abort):
-        fail("stopped; the same command goes on from here", 130)
-    except _Stopped:
-        fail("stopped; the same command goes on from here", 143)
+    except _Stopped as stopped:
+        fail("stopped; the same command goes on from here", stopped.args[0])
     except MemoryError:
         fail("out of memory: close other programs, or use a smaller --window", 2)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:  # the system's refusals that no part of the library foresaw
+        fail(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}", 2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     raise SystemExit(code if isinstance(code, int) else 0)

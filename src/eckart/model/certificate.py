@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.model.files import read_json
-from eckart.model.targets import Target
+from eckart.model.targets import Target, Untouched
 
 NAME = "eckart.json"
 FORMAT = 1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,52 +49,118 @@ def record(target: Target, rank: int | None, bounds: Sequence[Bound]) -> MatrixR
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """A certificate read back: the whole table, and its matrices and tensor hashes in typed form."""
+class CalibrationRecord:
+    """Which text and which windows of it the statistics came from; ``ids`` is the SHA-256 of the windows' token ids."""
 
-    table: Mapping[str, object]
+    sha256: str
+    ids: str
+    tokens: int
+    asked_tokens: int
+    window: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """A certificate read back in typed form.
+
+    Pairs of sizes are those before and after; ``losses`` are mean negative log-likelihoods on the calibration windows.
+    """
+
     matrices: tuple[MatrixRecord, ...]
+    untouched: tuple[Untouched, ...]
     tensors: Mapping[str, str]
+    source: Mapping[str, str]
+    recipe: Mapping[str, object]
+    only: tuple[str, ...]
+    exclude: tuple[str, ...]
+    seed: int
+    calibration: CalibrationRecord | None
+    target_bytes: tuple[int, int]
+    file_bytes: tuple[int, int]
+    losses: Mapping[str, float]
+    kept: str
+    gap: float | None
 
     @classmethod
     def read(cls, folder: Path) -> Certificate:
-        """Read ``eckart.json``; raises ``EckartError`` if it is missing or not a certificate."""
+        """Read ``eckart.json``; raises ``EckartError`` if it is missing, damaged or not a certificate."""
         path = folder / NAME
+        if not folder.is_dir():
+            raise EckartError(f"{folder} is not a directory: name one that eckart compress wrote")
         if not path.exists():
             raise EckartError(f"{folder} holds no {NAME}: it was not made by eckart compress")
         table = read_json(path)
         if table.get("format") != FORMAT:
             raise EckartError(f"{path} has format {table.get('format')!r}, this version of eckart reads {FORMAT}")
         try:
-            matrices = tuple(_matrix(entry) for entry in _list(table["matrices"]))
-            tensors = {str(name): str(digest) for name, digest in _dict(table["tensors"]).items()}
-        except (KeyError, TypeError, ValueError) as error:
-            raise EckartError(f"{path} is damaged or was edited: {error}") from error
-        return cls(table, matrices, tensors)
+            return cls._from_json(table)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+            raise EckartError(f"{path} is damaged or was edited: {told}") from error
 
-    def section(self, name: str) -> Mapping[str, object]:
-        """A sub-table; raises ``EckartError`` if it is not there."""
-        value = self.table.get(name)
-        if not isinstance(value, dict):
-            raise EckartError(f"{NAME} holds no table {name!r}: it is damaged or was edited")
-        return value
+    @classmethod
+    def _from_json(cls, table: Mapping[str, object]) -> Certificate:
+        request, sizes, ranks = (_table(table[key]) for key in ("request", "sizes", "ranks"))
+        calibration = table["calibration"]
+        return cls(
+            matrices=tuple(_matrix(entry) for entry in _list(table["matrices"])),
+            untouched=tuple(_untouched(_table(entry)) for entry in _list(table["untouched"])),
+            tensors=_mapping(table["tensors"], _text),
+            source=_mapping(table["source"], _text),
+            recipe=_table(table["recipe"]),
+            only=tuple(_text(entry) for entry in _list(request["only"])),
+            exclude=tuple(_text(entry) for entry in _list(request["exclude"])),
+            seed=_whole(request["seed"], least=None),
+            calibration=None if calibration is None else _calibration(_table(calibration)),
+            target_bytes=_before_after(_table(sizes["targets"])),
+            file_bytes=_before_after(_table(sizes["files"])),
+            losses=_mapping(ranks["losses"], _number),
+            kept=_text(ranks["kept"]),
+            gap=None if ranks["gap"] is None else _number(ranks["gap"]),
+        )
 
 
 def _matrix(entry: object) -> MatrixRecord:
-    fields = _dict(entry)
-    rows, columns = (int(str(size)) for size in _list(fields["shape"]))
-    rank = fields["rank"]
-    return MatrixRecord(
-        name=str(fields["name"]),
-        shape=(rows, columns),
-        operator=str(fields["operator"]),
-        rank=None if rank is None else int(str(rank)),
-        bytes=int(str(fields["bytes"])),
-        bounds=tuple(Bound.from_json(_dict(bound)) for bound in _list(fields["bounds"])),
+    fields = _table(entry)
+    name = _text(fields["name"])
+    try:
+        rows, columns = (_whole(size) for size in _list(fields["shape"]))
+        return MatrixRecord(
+            name=name,
+            shape=(rows, columns),
+            operator=_text(fields["operator"]),
+            rank=None if fields["rank"] is None else _whole(fields["rank"]),
+            bytes=_whole(fields["bytes"]),
+            bounds=tuple(Bound.from_json(_table(bound)) for bound in _list(fields["bounds"])),
+        )
+    except KeyError as error:
+        raise ValueError(f"{name}: {error.args[0]!r} is missing") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _untouched(fields: Mapping[str, object]) -> Untouched:
+    shape = tuple(_whole(size) for size in _list(fields["shape"]))
+    return Untouched(_text(fields["name"]), shape, _text(fields["reason"]))
+
+
+def _calibration(fields: Mapping[str, object]) -> CalibrationRecord:
+    return CalibrationRecord(
+        sha256=_text(fields["sha256"]),
+        ids=_text(fields["ids"]),
+        tokens=_whole(fields["tokens"], least=1),
+        asked_tokens=_whole(fields["asked_tokens"], least=1),
+        window=_whole(fields["window"], least=2),
+        seed=_whole(fields["seed"], least=None),
     )
 
 
-def _dict(value: object) -> dict[str, object]:
+def _before_after(fields: Mapping[str, object]) -> tuple[int, int]:
+    return _whole(fields["before"]), _whole(fields["after"])
+
+
+def _table(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise TypeError(f"a table is wanted where {str(value)[:40]!r} stands")
     return value
@@ -100,3 +170,26 @@ def _list(value: object) -> list[object]:
     if not isinstance(value, list):
         raise TypeError(f"a list is wanted where {str(value)[:40]!r} stands")
     return value
+
+
+def _mapping(value: object, read: Callable[[object], T]) -> dict[str, T]:
+    return {name: read(entry) for name, entry in _table(value).items()}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text is wanted where {str(value)[:40]!r} stands")
+    return value
+
+
+def _whole(value: object, least: int | None = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        above = "" if least is None else f" of at least {least}"
+        raise TypeError(f"a whole number{above} is wanted where {str(value)[:40]!r} stands")
+    return value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise TypeError(f"a number is wanted where {str(value)[:40]!r} stands")
+    return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from eckart.model.tensorfile import TensorFile, TensorSpec
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# Numbers that are looked at together for NaN and infinity.
+SCANNED = 1 << 24
 # What a model directory may hold beside weights that a reader of the result needs as well.
 COMPANIONS = (
     "*.json",
@@ -97,7 +100,7 @@ class Checkpoint:
     def read_finite(self, name: str) -> Tensor:
         """As ``read``; raises ``EckartError`` if there is NaN or infinity in it."""
         tensor = self.read(name)
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all(bool(torch.isfinite(p).all()) for p in _pieces(tensor)):
             file, _ = self.tensors[name]
             raise EckartError(
                 f"{self.folder / file}: tensor {name} holds NaN or infinity; no error of it could be stated"
@@ -125,6 +128,12 @@ class Checkpoint:
         own = {"config.json", INDEX, "eckart.json"}
         found = {p.relative_to(self.folder).as_posix() for pattern in COMPANIONS for p in self.folder.glob(pattern)}
         return sorted(n for n in found - own if (self.folder / n).is_file() and not n.endswith(".index.json"))
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor in pieces that a scan can afford to copy; 8-bit floats, which torch cannot scan, widened."""
+    for piece in tensor.reshape(-1).split(SCANNED):
+        yield piece.half() if piece.dtype.itemsize == 1 else piece
 
 
 def resolve(model: str | Path) -> Path:

@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from eckart.errors import EckartError
 from eckart.model.checkpoint import INDEX, Checkpoint
-from eckart.model.files import write_json
+from eckart.model.files import cannot_write, write_json
 from eckart.model.linear import stored_name
-from eckart.model.output import check_free, copy_companions, move_into_place
+from eckart.model.output import check_free, copy_companions, make_parents, move_into_place
 from eckart.model.quantizer import METHOD
 from eckart.model.run import Progress, quiet
 from eckart.model.skeleton import Skeleton
@@ -25,11 +25,13 @@ class OperatorModules:
     """The operators of a compressed checkpoint, read one at a time.
 
     ``names`` lists the modules that hold one; of modules that share an operator only the one whose tensors are stored.
-    Raises ``EckartError`` if the checkpoint was not made by this library.
+    Raises ``EckartError`` if the checkpoint was not made by this library; with ``optional``, one without any operator is
+    taken for a result all of whose matrices stayed dense.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        entry = checkpoint.config.get("quantization_config")
+    def __init__(self, checkpoint: Checkpoint, *, optional: bool = False) -> None:
+        none = {"quant_method": METHOD, "modules": {}} if optional else None
+        entry = checkpoint.config.get("quantization_config", none)
         if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
             raise EckartError(f"{checkpoint.folder} is not compressed by eckart: its config.json says nothing of it")
         modules = entry.get("modules")
@@ -106,13 +108,11 @@ def densify(folder: str | Path, out: str | Path, *, progress: Progress = quiet) 
         product = type(op)(**{n: t if wide else t.float() for n, t in op.tensors().items()}).dense().to(stored)
         return (product.T if first[name] in transposed else product).contiguous()
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(out)
     try:
         scratch = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
     except OSError as error:
-        raise EckartError(
-            f"{out.parent} cannot be written: {error.strerror or error}; choose another output"
-        ) from error
+        raise cannot_write(out.parent, error, "choose another output") from error
     with scratch as name:
         made = Path(name) / "dense"
         made.mkdir()

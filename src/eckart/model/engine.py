@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,12 @@ from eckart.model.run import Progress, Request, Run, environment, peak_memory, q
 from eckart.model.skeleton import Skeleton
 from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, survey
 from eckart.model.targets import Target, Untouched, find_targets
-from eckart.model.text import draw_windows, encode, load_tokenizer, read_text, window_length
+from eckart.model.tensorfile import tensor_bytes
+from eckart.model.text import draw_windows, ids_for, read_text, window_length
 from eckart.model.walk import Walk
 from eckart.stats import Need
+
+HEADER_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,14 @@ def compress(
     Raises ``EckartError`` for anything wrong with the input, the options or the place for the output.
     """
     out = Path(out)
-    check_free(out)
+    if not _may_be_done(out):
+        check_free(out)
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
+        if run.journal.is_done("sealed") and not run.file(FOLDER).exists():  # killed after the result was in place
+            run.journal.remove()
+            return _read_result(out)
+        check_free(out)
         candidates, gap, losses = _choose_ranks(run)
         fitted = fit_all(run, candidates)
         chosen = _better(fitted)
@@ -156,6 +165,11 @@ def work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.eckart-work"
 
 
+def _may_be_done(out: Path) -> bool:
+    """Whether ``out`` may be the result of a run that was killed before it could clean up."""
+    return (out / certificate.NAME).is_file() and work_folder(out).is_dir()
+
+
 def _open_run(
     model: str | Path, out: Path, recipe: Compress, request: Request, *, restart: bool, progress: Progress
 ) -> Run:
@@ -179,12 +193,11 @@ def _open_run(
         "seed": request.seed,
         "device": request.device,
         "calibration": calibration,
+        "companions": {name: sha256_of(checkpoint.folder / name) for name in checkpoint.companions()},
     }
     _check_budget(skeleton, targets, request)
-    folder = work_folder(out)
-    if restart and folder.exists():
-        shutil.rmtree(folder)
-    journal = Journal(folder, header)
+    skeleton.check_weights()
+    journal = Journal(work_folder(out), header, restart=restart)
     return Run(
         checkpoint=checkpoint,
         skeleton=skeleton,
@@ -206,11 +219,12 @@ def _calibration(skeleton: Skeleton, request: Request) -> tuple[Walk, dict[str, 
         raise EckartError("this recipe needs a calibration text: name one with --calibration FILE")
     folder = skeleton.checkpoint.folder
     text = read_text(request.calibration)
-    ids = encode(load_tokenizer(folder), text)
+    ids = ids_for(folder, text)
     length = window_length(folder, request.window)
     windows = draw_windows(ids, length, request.tokens, seeded(request.seed, "windows"))
     facts: dict[str, object] = {
         "sha256": sha256_of(request.calibration),
+        "ids": hashlib.sha256(tensor_bytes(windows)).hexdigest(),
         "tokens": int(windows.numel()),
         "asked_tokens": request.tokens,
         "window": length,
@@ -225,7 +239,7 @@ def _check_budget(skeleton: Skeleton, targets: Sequence[Target], request: Reques
     least = smallest(slots)
     total = sum(slot.dense_bytes for slot in slots.values())
     if request.keep is not None and total_bytes(slots, least) > request.keep * total:
-        share = total_bytes(slots, least) / total
+        share = math.ceil(1e4 * total_bytes(slots, least) / total) / 1e4
         raise EckartError(
             f"--keep is {request.keep:g}, but with rank 1 everywhere {share:.4f} of the bytes remain: give at least that"
         )
@@ -255,18 +269,22 @@ def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, Slot]) -> 
     if run.request.keep is not None:
         return allocate(slots, int(run.request.keep * total))
     assert run.request.size is not None
-    # Headers grow a little with the digits of larger shapes and offsets: two rounds settle what they take.
-    ranks: Mapping[str, Rank] = smallest(slots)
-    margin = 0
-    while True:
-        overhead = output_bytes(run.skeleton, run.targets, ranks) - total_bytes(slots, ranks) + margin
+    # Headers depend on the ranks (a dense matrix has one entry, a factored one two), so budget and header are settled in turn.
+    best = Allocation(smallest(slots))
+    ranks = best.ranks
+    for _ in range(HEADER_ROUNDS):
+        header = output_bytes(run.skeleton, run.targets, ranks) - total_bytes(slots, ranks)
         try:
-            allocation = allocate(slots, min(run.request.size - overhead, total))
+            allocation = allocate(slots, min(run.request.size - header, total))
         except BudgetError:
-            return Allocation(smallest(slots))
-        if output_bytes(run.skeleton, run.targets, allocation.ranks) <= run.request.size:
-            return allocation
-        ranks, margin = allocation.ranks, margin + 8 * len(slots)
+            break
+        fits = output_bytes(run.skeleton, run.targets, allocation.ranks) <= run.request.size
+        if fits and total_bytes(slots, allocation.ranks) > total_bytes(slots, best.ranks):
+            best = allocation
+        if allocation.ranks == ranks:
+            break
+        ranks = allocation.ranks
+    return best
 
 
 def _better(fitted: list[Fitted]) -> Fitted:
@@ -314,22 +332,14 @@ def _certificate(
 def _read_result(out: Path) -> Compressed:
     """The result as its certificate tells it."""
     found = Certificate.read(out)
-    sizes, ranks = found.section("sizes"), found.section("ranks")
-    targets, files, losses = sizes["targets"], sizes["files"], ranks["losses"]
-    assert isinstance(targets, dict)
-    assert isinstance(files, dict)
-    assert isinstance(losses, dict)
-    untouched = found.table["untouched"]
-    assert isinstance(untouched, list)
-    gap = ranks["gap"]
     return Compressed(
         folder=out,
         matrices=found.matrices,
-        untouched=tuple(Untouched(u["name"], tuple(u["shape"]), u["reason"]) for u in untouched),
-        target_bytes=(targets["before"], targets["after"]),
-        file_bytes=(files["before"], files["after"]),
-        losses=losses,
-        kept=str(ranks["kept"]),
-        gap=gap if isinstance(gap, float) else None,
+        untouched=found.untouched,
+        target_bytes=found.target_bytes,
+        file_bytes=found.file_bytes,
+        losses=found.losses,
+        kept=found.kept,
+        gap=found.gap,
         peak_memory=peak_memory(),
     )

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eckart.errors import EckartError
+from eckart.errors import EckartError, first_line
 from eckart.model.checkpoint import Checkpoint, resolve
-from eckart.model.run import Progress, quiet
+from eckart.model.run import Progress, find_device, quiet
 from eckart.model.skeleton import without_bars
-from eckart.model.text import encode, load_tokenizer, read_text, window_length
+from eckart.model.text import ids_for, read_text, window_length
 
 BATCH_TOKENS = 2048  # windows are run together up to this many tokens
 
@@ -54,10 +54,13 @@ def load(folder: str | Path, **options: Any) -> Any:
 
     path = Checkpoint(resolve(folder)).folder
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **options).eval()
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise EckartError(f"{path} cannot be loaded by transformers: {reason}") from error
+        model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+    except Exception as error:  # whatever a damaged config leads to, inside of any architecture's code
+        raise EckartError(f"{path} cannot be loaded by transformers: {first_line(error)}") from error
+    if report["missing_keys"]:
+        missing = min(report["missing_keys"])
+        raise EckartError(f"{path} holds no tensor for {missing}, which config.json asks for: fetch the model again")
+    return model.eval()
 
 
 @torch.no_grad()
@@ -98,14 +101,14 @@ def evaluate(
     """
     folder = resolve(model)
     contents = {str(path): read_text(path) for path in texts}
+    place = find_device(device)
     length = window_length(Checkpoint(folder).folder, window)
-    tokenizer = load_tokenizer(folder)
-    streams = {name: encode(tokenizer, text) for name, text in contents.items()}
+    streams = {name: ids_for(folder, text) for name, text in contents.items()}
     for name, ids in streams.items():
         if len(ids) < 2:
             raise EckartError(f"{name} has fewer than two tokens: there is nothing to predict")
     with without_bars():
-        loaded = load(folder, dtype=dtype).to(device)
+        loaded = load(folder, dtype=dtype).to(place)
     return {
         name: score_ids(
             loaded, ids, length, tick=lambda done, total, name=name: progress("evaluate", done, total, name)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,13 +27,17 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise EckartError(
-            f"{path} cannot be written: {error.strerror or error}; free space or choose another place"
-        ) from error
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise cannot_write(path, error, "free space or choose another output") from error
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def cannot_write(place: Path, error: OSError, way_out: str) -> EckartError:
+    """The sentence for a file or folder that the system does not let us write."""
+    return EckartError(f"{place} cannot be written: {error.strerror or error}; {way_out}")
 
 
 def sync_folder(folder: Path) -> None:
@@ -72,12 +76,21 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file's bytes, in hexadecimal; errors are those of ``chunks``."""
     digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(CHUNK):
-            digest.update(chunk)
+    for chunk in chunks(path):
+        digest.update(chunk)
     return digest.hexdigest()
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """A file piece by piece; raises ``EckartError`` if it can't be read."""
+    try:
+        with path.open("rb") as handle:
+            while chunk := handle.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def human_bytes(count: float) -> str:

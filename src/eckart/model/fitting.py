@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from eckart.allocate.slots import Rank
@@ -16,6 +16,7 @@ from eckart.metric import Metric
 from eckart.model.run import Run, observed
 from eckart.model.survey import embed_original, original
 from eckart.model.targets import Target
+from eckart.model.tensorfile import write_all
 from eckart.operator import Factors
 from eckart.stats import Moments
 
@@ -80,7 +81,7 @@ def _fit_block(
                 tensors[label][f"{target.name}:{name}"] = tensor.cpu()
         run.progress("fit", run.targets.index(target) + 1, len(run.targets), target.name)
     for label, table in tensors.items():
-        save_file(table, run.file(factors_file(label, block)))
+        write_all(run.file(factors_file(label, block)), table)
     return records, [factors_file(label, block) for label in candidates]
 
 

@@ -8,37 +8,49 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from eckart.errors import EckartError
-from eckart.model.files import sha256_of, sync_folder
+from eckart.model.files import cannot_write, sha256_of, sync_folder
 
 Json = dict[str, object]
+LOCK = "lock"
+JOURNAL = "journal.jsonl"
 
 
 class Journal:
     """A folder of work files and an append-only list of the pieces that are finished, one JSON object a line.
 
     Every line carries a checksum of itself; a last line that a kill left torn is cut off. The first line records what is
-    being made (``header``); a run with another header is refused with a sentence that names what differs.
+    being made (``header``); a run with another header is refused with a sentence that names what differs, unless
+    ``restart`` throws away what is there.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, header: Mapping[str, object], *, restart: bool = False) -> None:
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / "lock").open("a")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise EckartError(f"{folder} is in use by another run: wait for it, or choose another output") from error
+            self._lock = (folder / LOCK).open("a")
         except OSError as error:
-            raise EckartError(
-                f"{folder} cannot be written: {error.strerror or error}; choose another output"
-            ) from error
+            raise cannot_write(folder, error, "choose another output") from error
         self._done: dict[str, Json] = {}
-        self._dropped: set[str] = set()
-        self._file = self._resume(json.loads(json.dumps(header)))
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if restart:
+                self._clear()
+                (folder / JOURNAL).unlink(missing_ok=True)
+            self._file = self._resume(json.loads(json.dumps(header)))
+        except BaseException as error:
+            self._lock.close()  # whoever keeps the exception can still run again
+            if isinstance(error, BlockingIOError):
+                raise EckartError(
+                    f"{folder} is in use by another run: wait for it, or choose another output"
+                ) from error
+            if isinstance(error, OSError):
+                raise cannot_write(folder, error, "choose another output") from error
+            raise
 
     @property
     def resumed(self) -> bool:
@@ -46,7 +58,7 @@ class Journal:
         return bool(self._done)
 
     def _resume(self, header: Json) -> IO[bytes]:
-        path = self.folder / "journal.jsonl"
+        path = self.folder / JOURNAL
         good = 0
         lines: list[Json] = []
         if path.exists():
@@ -70,7 +82,9 @@ class Journal:
             )
         for entry in lines[1:]:
             if "dropped" in entry:
-                self._dropped.add(str(entry["dropped"]))
+                self._forget(str(entry["dropped"]))
+            elif "undone" in entry:
+                self._done.pop(str(entry["undone"]), None)
             else:
                 self._done[str(entry["step"])] = entry
         return handle
@@ -81,9 +95,7 @@ class Journal:
             handle.flush()
             os.fsync(handle.fileno())
         except OSError as error:
-            raise EckartError(
-                f"{self.folder} cannot be written: {error.strerror or error}; free space and run again"
-            ) from error
+            raise cannot_write(self.folder, error, "free space and run again") from error
 
     def path(self, name: str) -> Path:
         """Where a work file of this name lies."""
@@ -104,41 +116,67 @@ class Journal:
             return self._done[step]["value"]
         value, files = make()
         hashes = {}
-        for name in files:
-            _sync(self.folder / name)
-            hashes[name] = sha256_of(self.folder / name)
-        sync_folder(self.folder)
+        try:
+            for name in files:
+                _sync(self.folder / name)
+                hashes[name] = sha256_of(self.folder / name)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise cannot_write(self.folder, error, "free space and run again") from error
         entry: Json = {"step": step, "value": json.loads(json.dumps(value)), "files": hashes}
         self._append(self._file, entry)
         self._done[step] = entry
         return entry["value"]
 
     def _check(self, step: str) -> None:
-        files = self._done[step]["files"]
-        assert isinstance(files, dict)
-        for name, digest in files.items():
-            if name in self._dropped:
-                continue
+        for name, digest in self._files(step).items():
             path = self.folder / name
             if not path.is_file() or sha256_of(path) != digest:
                 raise EckartError(f"{path} is not as the unfinished run left it: begin anew with --restart")
 
+    def _files(self, step: str) -> dict[str, str]:
+        files = self._done[step]["files"]
+        assert isinstance(files, dict)
+        return files
+
     def drop(self, name: str) -> None:
         """Delete a work file that no later piece needs; the journal knows that it is gone on purpose."""
-        if name not in self._dropped:
+        if any(name in self._files(step) for step in self._done):
             self._append(self._file, {"dropped": name})
-            self._dropped.add(name)
+            self._forget(name)
         (self.folder / name).unlink(missing_ok=True)
+
+    def _forget(self, name: str) -> None:
+        """The pieces so far no longer promise this file; a later one may write it again."""
+        for step in self._done:
+            self._files(step).pop(name, None)
+
+    def undo(self, step: str) -> None:
+        """Let a finished piece be made again, because files of it that were dropped are wanted after all."""
+        if step in self._done:
+            self._append(self._file, {"undone": step})
+            del self._done[step]
 
     def close(self) -> None:
         """Let go of the folder; it can be resumed later."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk kept from being written was told when it happened
+            self._file.close()
         self._lock.close()
 
     def remove(self) -> None:
         """Let go of the folder and delete it."""
+        self._clear()
+        (self.folder / JOURNAL).unlink()
         self.close()
         shutil.rmtree(self.folder)
+
+    def _clear(self) -> None:
+        """Delete the work files; the journal itself last, so that a kill in between leaves a folder that tells what it was."""
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in (LOCK, JOURNAL):
+                path.unlink()
 
 
 def _sealed(entry: Json) -> bytes:
@@ -166,11 +204,22 @@ def _difference(old: object, new: Json) -> str:
     """Which entries of a header differ, in words."""
     if not isinstance(old, dict):
         return "kind of record"
-    names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    told = [f"{key} ({_short(old.get(key))} then, {_short(new.get(key))} now)" for key in names]
+    told = []
+    for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+        then, now = old.get(key), new.get(key)
+        if isinstance(then, dict) and isinstance(now, dict):
+            apart = {name for name in {*then, *now} if then.get(name) != now.get(name)}
+            then, now = ({name: table[name] for name in apart if name in table} for table in (then, now))
+        told.append(f"{key} ({_short(then)} then, {_short(now)} now)")
     return " and ".join(told)
 
 
 def _short(value: object) -> str:
+    """JSON of a value, cut where it is long; hashes differ in their first digits."""
+    if isinstance(value, dict):
+        value = {
+            key: f"{entry[:12]}..." if isinstance(entry, str) and len(entry) > 24 else entry
+            for key, entry in value.items()
+        }
     text = json.dumps(value, sort_keys=True)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from eckart.errors import EckartError
 from eckart.model import certificate
 from eckart.model.checkpoint import INDEX, Checkpoint
-from eckart.model.files import human_bytes, sync_folder, write_json, written_whole
+from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
 from eckart.model.fitting import Fitted, read_factors
 from eckart.model.layout import Piece, index_table, layout, metadata, modules_entry
 from eckart.model.quantizer import FORMAT, METHOD
@@ -75,8 +74,9 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     for name in checkpoint.companions():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(target) as handle, (checkpoint.folder / name).open("rb") as source:
-            shutil.copyfileobj(source, handle)
+        with written_whole(target) as handle:
+            for chunk in chunks(checkpoint.folder / name):
+                handle.write(chunk)
 
 
 def _card(run: Run, table: Mapping[str, object]) -> str:
@@ -116,13 +116,14 @@ def _licence_lines(checkpoint: Checkpoint) -> list[str]:
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0].strip() != "---" or "---" not in lines[1:]:
         return []
-    front = lines[1 : lines.index("---", 1)]
-    return [
-        line
-        for line in front
-        if line.startswith(("license:", "license_name:", "license_link:", "language:"))
-        and line.split(":", 1)[1].strip()
-    ]
+    kept: list[str] = []
+    wanted = False
+    for line in lines[1 : lines.index("---", 1)]:
+        if line[:1] not in (" ", "-"):  # not the further lines of a list or a long value
+            wanted = line.startswith(("license:", "license_name:", "license_link:", "language:"))
+        if wanted:
+            kept.append(line)
+    return kept
 
 
 def check_free(out: Path) -> None:
@@ -133,6 +134,14 @@ def check_free(out: Path) -> None:
         raise EckartError(f"{out} is not empty: choose another output directory, or empty it")
 
 
+def make_parents(out: Path) -> None:
+    """Make the directories that ``out`` shall lie in; raises ``EckartError`` if that can't be done."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(out.parent, error, "choose another output") from error
+
+
 def move_into_place(source: Path, out: Path) -> None:
     """Put a finished folder under its name in one step."""
     for folder in [source, *(p for p in source.rglob("*") if p.is_dir())]:
@@ -141,4 +150,4 @@ def move_into_place(source: Path, out: Path) -> None:
         source.replace(out)
         sync_folder(out.parent)
     except OSError as error:
-        raise EckartError(f"{out} cannot be put in place: {error.strerror or error}") from error
+        raise cannot_write(out, error, "free space or choose another output") from error

@@ -114,10 +114,12 @@ def features(module: nn.Module) -> tuple[int, int]:
 def retie(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
     """Extend the model's table of tied parameters to the further tensors of an operator that two modules share."""
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    for copy, source in list(ties.items()):
+    further: dict[str, str] = {}
+    for copy, source in ties.items():
         owner, twin = source.rpartition(".")[0], copy.rpartition(".")[0]
         for name in list(modules.get(owner, {}).get("shapes", {}))[1:]:
             if twin in modules:
-                ties[f"{twin}.{name}"] = f"{owner}.{name}"
-    if ties:
-        model.all_tied_weights_keys = ties
+                further[f"{twin}.{name}"] = f"{owner}.{name}"
+    if further:
+        model.all_tied_weights_keys = ties | further
+        model._tied_weights_keys = dict(model._tied_weights_keys or {}) | further  # what saving looks at

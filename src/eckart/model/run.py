@@ -61,10 +61,20 @@ class Request:
             raise EckartError(f"--bytes is {self.size}: give a size above 0")
         if self.tokens < 1:
             raise EckartError(f"--tokens is {self.tokens}: give at least one window of tokens")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise EckartError(f"--device is {self.device!r}, which this machine does not have: try cpu") from error
+        find_device(self.device)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name, tried out; raises ``EckartError`` if it can't compute here.
+
+    >>> find_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise EckartError(f"--device is {name!r}, on which nothing can be computed here: try cpu") from error
+    return torch.device(name)
 
 
 @dataclass(kw_only=True)

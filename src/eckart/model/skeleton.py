@@ -19,7 +19,7 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging as hf_logging
 
-from eckart.errors import EckartError
+from eckart.errors import EckartError, first_line
 from eckart.model.checkpoint import Checkpoint
 
 
@@ -39,6 +39,7 @@ class Skeleton:
         self.places, self._converted = self._find_places()
         self.blocks = _block_names(self.model)
         self._within = {n: self._find_block(place or self._converted[n]) for n, place in self.places.items()}
+        self._known = self.model.state_dict().keys()
 
     def _find_places(self) -> tuple[dict[str, str | None], dict[str, str]]:
         renamings = [rule for rule in self._rules if isinstance(rule, WeightRenaming)]
@@ -56,6 +57,42 @@ class Skeleton:
                 converted[name] = place
         return places, converted
 
+    @property
+    def ties(self) -> dict[str, str]:
+        """Tied parameters: the copy's name to that of the one it follows."""
+        return dict(getattr(self.model, "all_tied_weights_keys", None) or {})
+
+    def check_weights(self) -> None:
+        """Refuse stored weights that the config does not describe, or that no error could be stated of.
+
+        Raises ``EckartError`` for a weight that is missing (transformers would draw it at random), of another shape, not
+        finite, or tied by the config but stored twice with different numbers (transformers would load such a pair untied).
+        """
+        config = self.checkpoint.folder / "config.json"
+        disk = {place: name for name, place in self.places.items() if place is not None}
+        there = {*disk, *self._converted.values()}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if name not in there and self.ties.get(name) not in there:
+                raise EckartError(
+                    f"{self.checkpoint.folder} holds no tensor for {name}, which the architecture in {config} has: "
+                    "fetch the model again, or restore its config"
+                )
+            if name in disk and self.checkpoint.tensors[disk[name]][1].shape != tuple(parameter.shape):
+                shape = self.checkpoint.tensors[disk[name]][1].shape
+                raise EckartError(
+                    f"{self.checkpoint.folder}: {disk[name]} has the shape {list(shape)}, but {config} asks for "
+                    f"{list(parameter.shape)}: restore the one that was changed"
+                )
+        for copy, source in self.ties.items():
+            stored = [self.checkpoint.read(disk[place]) for place in (copy, source) if place in disk]
+            if len(stored) == 2 and not torch.equal(*stored):
+                raise EckartError(
+                    f"{config} ties {copy} to {source}, but both are stored and differ: "
+                    "set tie_word_embeddings to false there"
+                )
+        for name in [disk[place] for place, _ in self.model.named_parameters() if place in disk] + [*self._converted]:
+            self.checkpoint.read_finite(name)
+
     def block_of(self, name: str) -> int | None:
         """The index of the block that a tensor on disk belongs to, ``None`` outside of all."""
         return self._within[name]
@@ -67,8 +104,15 @@ class Skeleton:
         return None
 
     def names_in(self, block: int | None) -> list[str]:
-        """Names on disk of the tensors of this block; ``None`` asks for those outside of all blocks."""
-        return [name for name, index in self._within.items() if index == block]
+        """Names on disk of the tensors of this block; ``None`` asks for those outside of all blocks.
+
+        Tensors that the architecture does not have (old checkpoints carry some) belong nowhere.
+        """
+        return [
+            n
+            for n, index in self._within.items()
+            if index == block and (self.places[n] or self._converted[n]) in self._known
+        ]
 
     @contextmanager
     def filled(self, block: int | None, instead: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
@@ -125,13 +169,12 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
         config = AutoConfig.from_pretrained(checkpoint.folder)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
+        model.eval()
+        model.tie_weights()
+    except Exception as error:  # whatever a wrong number in a config leads to, inside of any architecture's code
         raise EckartError(
-            f"{checkpoint.folder / 'config.json'} is no architecture that AutoModelForCausalLM knows: {reason}"
+            f"{checkpoint.folder / 'config.json'} is no architecture that AutoModelForCausalLM can build: {first_line(error)}"
         ) from error
-    model.eval()
-    model.tie_weights()
     return model
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from eckart.allocate import Slot
 from eckart.allocate.slots import Rank
 from eckart.model.run import Run, observed, observed_name
 from eckart.model.targets import Target
+from eckart.model.tensorfile import write_all
 from eckart.stats import Moments, Need
 
 
@@ -66,12 +67,13 @@ def _measure(run: Run, block: int | None, moments: dict[str, Moments]) -> dict[s
         energy = (1.0 if target.looked_up else 0.0) if seen is None else seen.energy / run.walking().windows.numel()
         width = target.shape[0] if seen is None and target.looked_up else target.shape[1]
         scales[target.name] = energy / metric.size(width)
-    save_file(curves, run.file(_curves(block)))
+    write_all(run.file(_curves(block)), curves)
     return scales
 
 
 def measure_curves(run: Run) -> dict[str, float]:
     """Take every block's statistics on the original model; write the curves, give mean ``||x||^2`` over ``||R||_F^2``."""
+    _undo_dropped(run)
     embed_original(run)
     walk, journal = run.walking(), run.journal
     scales: dict[str, float] = {}
@@ -94,6 +96,15 @@ def measure_curves(run: Run) -> dict[str, float]:
 
         scales |= _table(journal.once("survey/outside", outside))
     return scales
+
+
+def _undo_dropped(run: Run) -> None:
+    """Begin the forward pass anew where its next input is gone: a run without curves came further and dropped it."""
+    steps = [f"survey/forward-{block}" for block in range(run.blocks)]
+    missing = next((block for block, step in enumerate(steps) if not run.journal.is_done(step)), None)
+    if missing is not None and not run.file(original(missing)).exists():
+        for step in ["embed", *steps]:
+            run.journal.undo(step)
 
 
 def _backward(run: Run) -> tuple[float, dict[str, float]]:

@@ -85,7 +85,7 @@ def find_targets(
     targets: list[Target] = []
     untouched: list[Untouched] = []
     modules = dict(skeleton.model.named_modules())
-    ties = _ties(skeleton)
+    ties = skeleton.ties
     for disk, place in sorted(skeleton.places.items(), key=lambda item: natural(item[1] or item[0])):
         _, spec = skeleton.checkpoint.tensors[disk]
         if len(spec.shape) < 2:
@@ -104,7 +104,7 @@ def find_targets(
             reason = "outside of the blocks (name it with --only)"
         if not reason and only and not any(matches(n, only) for n in (name, *twins)):
             reason = "not named by --only"
-        if not reason and matches(name, exclude):
+        if not reason and any(matches(n, exclude) for n in (name, *twins)):
             reason = "named by --exclude"
         if reason:
             untouched.append(Untouched(name if leaf == "weight" else place, spec.shape, reason))
@@ -113,7 +113,8 @@ def find_targets(
         rows, columns = reversed(spec.shape) if transposed else spec.shape
         looked_up = isinstance(module, nn.Embedding)
         targets.append(Target(name, disk, (rows, columns), spec.dtype, transposed, block, looked_up, twins))
-    _check_patterns([*only, *exclude], targets, untouched)
+    names = [t.name for t in targets] + [u.name for u in untouched] + [copy.rpartition(".")[0] for copy in ties]
+    _check_patterns([*only, *exclude], names)
     if not targets:
         raise EckartError(
             f"{skeleton.checkpoint.folder}: no linear map to compress is left"
@@ -122,13 +123,10 @@ def find_targets(
     return targets, untouched
 
 
-def _ties(skeleton: Skeleton) -> dict[str, str]:
-    """Tied parameters: the copy's name to that of the one it follows."""
-    return dict(getattr(skeleton.model, "all_tied_weights_keys", None) or {})
-
-
 def _unfit(module: nn.Module | None, leaf: str, dtype: torch.dtype, dimensions: int) -> str:
     """Why a tensor is no linear map that can be factored; empty if it is one."""
+    if module is None:
+        return "not part of the architecture in config.json"
     if dimensions != 2:
         return f"{dimensions}-dimensional"
     if leaf != "weight" or type(module) not in (nn.Linear, Conv1D, nn.Embedding):
@@ -138,8 +136,7 @@ def _unfit(module: nn.Module | None, leaf: str, dtype: torch.dtype, dimensions: 
     return ""
 
 
-def _check_patterns(patterns: Sequence[str], targets: list[Target], untouched: list[Untouched]) -> None:
-    names = [n for t in targets for n in (t.name, *t.twins)] + [u.name for u in untouched]
+def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
             raise EckartError(f"the pattern {pattern!r} fits no matrix of the model; names look like {names[0]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,12 @@ def write(
             hashes[spec.name] = hashlib.sha256(data).hexdigest()
             handle.write(data)
     return hashes
+
+
+def write_all(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors that are at hand; errors are those of ``write``."""
+    specs = [TensorSpec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+    write(path, specs, {}, tensors.__getitem__)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from eckart.errors import EckartError
+from eckart.errors import EckartError, first_line
 from eckart.model.files import read_json
 
 LONGEST_WINDOW = 2048
@@ -40,26 +40,45 @@ def load_tokenizer(folder: Path) -> Any:
         )
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise EckartError(f"the tokenizer in {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file leads to any error, from Rust and Python code of many hands
+        raise EckartError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
 
 
 def encode(tokenizer: Any, text: str) -> Tensor:
     """The ids of the whole text as one stream, with the special tokens that the tokenizer itself puts there."""
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def ids_for(folder: Path, text: str) -> Tensor:
+    """The ids of a text for a model directory, by its own tokenizer.
+
+    Raises ``EckartError`` if the directory holds no tokenizer, or one that gives ids beyond the model's vocabulary.
+    """
+    ids = encode(load_tokenizer(folder), text)
+    size = _from_config(folder, "vocab_size")
+    if size is not None and len(ids) and int(ids.max()) >= size:
+        raise EckartError(
+            f"the tokenizer in {folder} belongs to another model: it gives the id {int(ids.max())}, "
+            f"but config.json has a vocabulary of {size}"
+        )
+    return ids
 
 
 def context_length(folder: Path) -> int:
     """The context that the model's config allows, ``LONGEST_WINDOW`` where it says nothing."""
+    return _from_config(folder, "max_position_embeddings", "n_positions", "n_ctx") or LONGEST_WINDOW
+
+
+def _from_config(folder: Path, *keys: str) -> int | None:
+    """The first of these entries that a model's config has, on top or in its ``text_config``."""
     config = read_json(folder / "config.json")
     inner = config.get("text_config")
     for table in (config, inner if isinstance(inner, dict) else {}):
-        for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+        for key in keys:
             value = table.get(key)
             if isinstance(value, int) and value > 0:
                 return value
-    return LONGEST_WINDOW
+    return None
 
 
 def window_length(folder: Path, wanted: int | None) -> int:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from eckart.errors import EckartError
+from eckart.model.files import cannot_write
 from eckart.model.skeleton import Skeleton
 from eckart.stats import Moments
 
@@ -156,7 +157,16 @@ class Walk:
                 f"the blocks of {type(self.skeleton.model).__name__} do not return hidden states alone; "
                 "this architecture cannot be calibrated: use svd with uniform ranks"
             )
+        self._check_finite(result, f"block {self.skeleton.blocks[block]}")
         return result
+
+    def _check_finite(self, numbers: Tensor, origin: str) -> None:
+        """Refuse statistics of a model that overflows."""
+        if not bool(torch.isfinite(numbers).all()):
+            raise EckartError(
+                f"{self.skeleton.checkpoint.folder}: {origin} gives infinity or NaN on the calibration text, "
+                "so no statistics can be taken: use svd with uniform ranks"
+            )
 
     def tail(
         self,
@@ -177,6 +187,7 @@ class Walk:
             for batch in self._batches(self._tail_tokens()):
                 with observer:
                     logits = self._logits(batch, torch.from_numpy(np.array(hidden[batch])))
+                self._check_finite(logits, "the head")
                 labels = self.windows[batch].to(logits.device)
                 total += float(_nll(logits, labels))
         return total / (self.windows.numel() - len(self.windows)), observer.moments()
@@ -222,6 +233,7 @@ class Walk:
                 result = self._call(module, block, x)
                 result.backward(torch.from_numpy(np.array(above[batch])).to(self.skeleton.device))
                 assert x.grad is not None
+                self._check_finite(x.grad, f"the gradient of block {self.skeleton.blocks[block]}")
                 target[batch] = x.grad.cpu().numpy()
         target.flush()
         return sums
@@ -240,9 +252,7 @@ class Walk:
             return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise EckartError(
-                f"{path} cannot be written: {error.strerror or error}; free space or choose another output"
-            ) from error
+            raise cannot_write(path, error, "free space or choose another output") from error
 
     def _open(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
         return np.memmap(path, dtype=np.float32, mode="r", shape=(*self.windows.shape, self.width))

@@ -12,7 +12,7 @@ from eckart.allocate import EqualMarginalLoss, Uniform
 from eckart.approx import LowRank
 from eckart.errors import EckartError
 from eckart.model.compression import Compress, Paper, Statistics
-from eckart.stats import ActivationScale, Gram, Plain
+from eckart.stats import ActivationScale, Gram, MetricRule, Plain
 
 PARTS: Mapping[str, Mapping[str, type]] = {
     "metric": {part.__name__: part for part in (Plain, ActivationScale, Gram)},
@@ -39,7 +39,7 @@ def read_recipe(path: Path) -> Compress:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of thousands of digits
         raise EckartError(f"{path} is not valid TOML: {error}") from error
     return compose(table, str(path))
 
@@ -62,9 +62,18 @@ def compose(table: Mapping[str, Any], origin: str) -> Compress:
     return Compress(paper=Paper(f"composed in {Path(origin).name}", ""), statistics=Statistics(statistics), **parts)
 
 
+def recorded_metric(table: Mapping[str, Any], origin: str) -> tuple[MetricRule, Statistics]:
+    """The metric rule and the statistics of a table that ``Compress.describe`` made; other parts may be anybody's."""
+    statistics = table.get("statistics")
+    if statistics not in [s.value for s in Statistics]:
+        raise EckartError(f"{origin}: statistics is {statistics!r}: it is damaged or was edited")
+    rule: MetricRule = _part("metric", table.get("metric"), origin)
+    return rule, Statistics(statistics)
+
+
 def _part(role: str, entry: Any, origin: str) -> Any:
     choices = PARTS[role]
-    if not isinstance(entry, Mapping) or entry.get("part") not in choices:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("part"), str) or entry["part"] not in choices:
         raise EckartError(f"{origin}: [{role}] needs part = one of {', '.join(choices)}")
     kind = choices[entry["part"]]
     settings = {key: value for key, value in entry.items() if key != "part"}
@@ -78,5 +87,6 @@ def _part(role: str, entry: Any, origin: str) -> Any:
             raise EckartError(f"{origin}: {kind.__name__}.{key} is {value!r}; give a number")
     try:
         return kind(**{key: float(value) for key, value in settings.items()})
-    except ValueError as error:
-        raise EckartError(f"{origin}: {kind.__name__}: {error}") from error
+    except (ValueError, OverflowError) as error:
+        told = ", ".join(f"{key} = {str(value)[:20]}" for key, value in settings.items())
+        raise EckartError(f"{origin}: {kind.__name__} with {told}: {error}") from error

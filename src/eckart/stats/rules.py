@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar, Protocol
@@ -56,6 +57,10 @@ class ActivationScale:
     power: float = 0.5
     floor: float = 1e-6
     needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS})
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.power) and math.isfinite(self.floor) and self.floor >= 0):
+            raise ValueError(f"power {self.power:g} must be finite, and floor {self.floor:g} finite and not below 0")
 
     def __call__(self, moments: Moments | None) -> Metric:
         """The metric of these moments."""

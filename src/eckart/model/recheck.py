@@ -1,0 +1,105 @@
+"""The figures of a certificate, computed again from the original and the factors as stored."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from eckart.approx import measured_bounds
+from eckart.bound import Bound
+from eckart.errors import EckartError
+from eckart.linalg import singular_values
+from eckart.metric import Metric
+from eckart.model.certificate import CalibrationRecord, MatrixRecord
+from eckart.model.compression import Statistics
+from eckart.model.densify import OperatorModules
+from eckart.model.files import sha256_of
+from eckart.model.fitting import exact_bounds
+from eckart.model.run import metric_for, observed, observed_name, seeded
+from eckart.model.skeleton import Skeleton
+from eckart.model.targets import Target
+from eckart.model.tensorfile import tensor_bytes
+from eckart.model.text import draw_windows, ids_for, read_text
+from eckart.model.walk import Walk
+from eckart.operator import Dense, Operator
+from eckart.stats import MetricRule, Need
+
+
+def figures(
+    skeleton: Skeleton, target: Target, record: MatrixRecord, modules: OperatorModules, metric: Metric, seed: int
+) -> tuple[Bound, ...]:
+    """The bounds of a recorded matrix in this metric, in the Frobenius and in the spectral norm."""
+    weight = target.read(skeleton.checkpoint)
+    if record.rank is None:
+        return exact_bounds(weight)
+    plain = singular_values(weight)
+    whitened = plain if metric.right is None else singular_values(metric.whiten(weight))
+    rng = seeded(seed, f"{target.name}/norm")
+    return measured_bounds(weight, modules.read(target.name), metric, whitened, plain, record.rank, rng=rng)
+
+
+def recorded_walk(skeleton: Skeleton, facts: CalibrationRecord, calibration: Path) -> Walk:
+    """The walk over the windows that the statistics were taken from.
+
+    Raises ``EckartError`` if the text, or what the tokenizer makes of it, is not what was recorded.
+    """
+    text = read_text(calibration)
+    if sha256_of(calibration) != facts.sha256:
+        raise EckartError(f"{calibration} is not the calibration text that was recorded: its hash differs")
+    ids = ids_for(skeleton.checkpoint.folder, text)
+    windows = draw_windows(ids, facts.window, facts.asked_tokens, seeded(facts.seed, "windows"))
+    return Walk(skeleton, windows)
+
+
+def same_windows(walk: Walk, facts: CalibrationRecord) -> bool:
+    """Whether these are the windows that were recorded."""
+    digest = hashlib.sha256(tensor_bytes(walk.windows)).hexdigest()
+    return (digest, walk.windows.numel()) == (facts.ids, facts.tokens)
+
+
+def metrics(
+    walk: Walk, targets: list[Target], modules: OperatorModules, rule: MetricRule, statistics: Statistics
+) -> Iterator[tuple[Target, Metric]]:
+    """Each target with its metric, the statistics taken anew, one block at a time."""
+    gram = Need.GRAM in rule.needs
+    with tempfile.TemporaryDirectory(prefix="eckart-verify-") as scratch:
+        here, there = Path(scratch) / "in.bin", Path(scratch) / "out.bin"
+        instead = _instead(statistics, modules)
+        walk.embed(here, instead(targets, None))
+        for block in [*range(len(walk.skeleton.blocks)), None]:
+            inside = [target for target in targets if target.block == block]
+            if block is None:
+                if not inside:
+                    return
+                _, moments = walk.tail(here, observe=observed(inside), gram=gram)
+            else:
+                moments = walk.run_block(block, here, there, observe=observed(inside), gram=gram)
+                changed = instead(targets, block)
+                if changed:  # the next block saw what the compressed one gives
+                    walk.run_block(block, here, there, instead=changed)
+                here, there = there, here
+            for target in inside:
+                yield target, metric_for(rule, moments.get(observed_name(target)))
+
+
+def _instead(
+    statistics: Statistics, modules: OperatorModules
+) -> Callable[[list[Target], int | None], dict[str, Tensor]]:
+    """What gives a block's compressed weights where statistics came from the compressed model, else nothing."""
+
+    def products(targets: list[Target], block: int | None) -> dict[str, Tensor]:
+        if statistics is Statistics.ORIGINAL or block is None:
+            return {}
+        held = [target for target in targets if target.block == block and target.name in modules.names]
+        return {target.disk: target.stored(_float32(modules.read(target.name)).dense()) for target in held}
+
+    return products
+
+
+def _float32(op: Operator) -> Operator:
+    tensors = {name: tensor.float() for name, tensor in op.tensors().items()}
+    return type(op)(**tensors) if tensors else Dense(op.dense().float())
