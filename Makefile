@@ -9,6 +9,7 @@ WORKERS ?= 2
 
 BIN := .venv/bin
 READY := .venv/.ready
+# What the README shows takes minutes to run; that is left to `make test`.
 LAWS_OF_THE_TREE := tests/test_layers.py tests/test_style.py tests/test_doctests.py tests/test_docs.py
 
 REFUSE_OLD := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.12")
@@ -45,7 +46,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(wildcard $(LAWS_OF_THE_TREE))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -k 'not test_readme_' $(wildcard $(LAWS_OF_THE_TREE))
 
 wheel-test: $(READY)
 	@set -eu; \

@@ -47,13 +47,17 @@ def print_compressed(done: Compressed) -> None:
 def _print_losses(done: Compressed) -> None:
     if not done.losses:
         return
-    told = ", ".join(f"{label} {loss:.4f}" for label, loss in done.losses.items())
+    told = ", ".join(f"{label} {loss:.4f}" for label, loss in sorted(done.losses.items(), key=_original_first))
     console = out()
     console.print(f"nats per token on the calibration text: {told}", highlight=False)
     if done.kept == "uniform" and "allocated" in done.losses:
         console.print("allocated ranks came out worse than uniform ones, so uniform ranks were kept", highlight=False)
     elif done.kept == "allocated":
         console.print("allocated ranks were kept", highlight=False)
+
+
+def _original_first(entry: tuple[str, float]) -> tuple[bool, str]:
+    return entry[0] != "original", entry[0]
 
 
 def _print_sizes(targets: tuple[int, int], files: tuple[int, int]) -> None:

@@ -1,0 +1,224 @@
+"""The command line: help with examples, options that are relied on, JSON for machines, progress only for people."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import CALIBRATED, calibration_text, cli, executable, tiny
+from typer.main import get_command
+
+import eckart
+from eckart.cli.main import app
+
+# What scripts of users may rely on: an option that leaves this table breaks them.
+OPTIONS: dict[str, set[str]] = {
+    "compress": {
+        "--output", "-o", "--keep", "--bytes", "--recipe", "--ranks", "--only", "--exclude", "--calibration", "--tokens",
+        "--window", "--seed", "--device", "--dry-run", "--restart", "--json",
+    },
+    "verify": {"--against", "--calibration", "--json"},
+    "densify": {"--output", "-o", "--json"},
+    "eval": {"--text", "--window", "--device", "--json"},
+    "inspect": {"--only", "--exclude", "--json"},
+    "recipes": {"--json"},
+    "demo": {"--output", "-o", "--keep"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ground")
+    tiny(folder / "model")
+    calibration_text(folder / "text.txt")
+    outcome = cli(
+        "compress",
+        folder / "model",
+        "-o",
+        folder / "small",
+        "--keep",
+        "0.7",
+        "--calibration",
+        folder / "text.txt",
+        *CALIBRATED,
+    )
+    assert outcome.code == 0, outcome.err
+    return folder
+
+
+def commands() -> dict[str, Any]:
+    return dict(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_commands_and_their_options_are_those_that_users_rely_on() -> None:
+    found = {
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("-")}
+        for name, command in commands().items()
+    }
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_command_explains_itself(name: str) -> None:
+    outcome = cli(name, "--help")
+    assert outcome.code == 0
+    assert outcome.err == ""
+    assert all(option in outcome.out for option in OPTIONS[name])
+    if OPTIONS[name] != OPTIONS["demo"]:
+        assert re.search(r"Examples?:", outcome.out)
+        assert f"eckart {name}" in outcome.out
+    parameters = [p for p in commands()[name].params if p.name != "help"]
+    assert [p.name for p in parameters if not p.help] == []
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    outcome = cli()
+    assert outcome.code == 2
+    assert all(name in outcome.out + outcome.err for name in OPTIONS)
+    assert cli("--help").code == 0
+    assert "Exit codes" in cli("--help").out
+
+
+def test_the_version() -> None:
+    outcome = cli("--version")
+    assert (outcome.code, outcome.out) == (0, f"eckart {eckart.__version__}\n")
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def strict(text: str) -> Any:
+    """JSON as the standard has it, without NaN and Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_of_a_plan_and_of_its_run_agree(ground: Path, tmp_path: Path) -> None:
+    command = ["compress", ground / "model", "-o", tmp_path / "out", "--keep", "0.6", "--recipe", "svd", "--json"]
+    planned, done = strict(cli(*command, "--dry-run").out), strict(cli(*command).out)
+    assert planned["target_bytes"] == done["target_bytes"]
+    assert planned["file_bytes"] == done["file_bytes"]
+    assert planned["scratch_bytes"] == 0
+    for plan, made in zip(planned["matrices"], done["matrices"], strict=True):
+        same = ("name", "shape", "operator", "rank", "bytes")
+        assert [plan[key] for key in same] == [made[key] for key in same]
+        relative = made["bounds"][0]["achieved"] / made["bounds"][0]["scale"]
+        assert plan["predicted_error"] == pytest.approx(relative, rel=1e-4)
+    recorded = json.loads((tmp_path / "out" / "eckart.json").read_text())
+    assert done["matrices"] == recorded["matrices"]
+    assert done["untouched"] == recorded["untouched"]
+    assert done["file_bytes"]["after"] == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert done["peak_memory"] > 10**7
+
+
+def test_json_of_the_other_commands(ground: Path, tmp_path: Path) -> None:
+    model, small, text = ground / "model", ground / "small", ground / "text.txt"
+    assert strict(cli("verify", small, "--against", model, "--json").out)["holds"] is True
+    scores = strict(cli("eval", small, "--text", text, "--json").out)
+    (score,) = eckart.evaluate(small, [text]).values()
+    assert scores == {str(text): {"tokens": score.tokens, "mean_nll": score.mean, "perplexity": score.perplexity}}
+    rows = strict(cli("inspect", model, "--json").out)
+    assert len(rows) >= 14
+    made = strict(cli("densify", small, "-o", tmp_path / "dense", "--json").out)
+    assert made == {"folder": str(tmp_path / "dense")}
+    keys = [entry["key"] for entry in strict(cli("recipes", "--json").out)]
+    assert keys == list(eckart.RECIPES)
+    one = strict(cli("recipes", "svd-llm", "--json").out)
+    assert one["key"] == "svd-llm"
+    assert one["paper"]["link"] == "arXiv:2403.07378"
+    assert set(one["needs"]) == {"gram", "sensitivity"}
+    assert one["deviations"]
+
+
+def test_numbers_that_json_has_no_name_for(tmp_path: Path) -> None:
+    """A zero matrix has no condition number."""
+    from runs import edit_tensor
+
+    model = tiny(tmp_path / "model")
+    edit_tensor(model, "model.layers.0.self_attn.q_proj.weight", lambda tensor: tensor * 0)
+    assert strict(cli("inspect", model, "--json").out)
+    done = strict(cli("compress", model, "-o", tmp_path / "out", "--keep", "0.5", "--recipe", "svd", "--json").out)
+    zero = next(m for m in done["matrices"] if m["name"].endswith("0.self_attn.q_proj"))
+    assert [bound["achieved"] for bound in zero["bounds"]] == [0.0] * len(zero["bounds"])
+    holds = cli("verify", tmp_path / "out", "--against", model)
+    assert holds.code == 0, holds.err
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_says_sizes_losses_and_place(ground: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["compress", ground / "model", "-o", out, "--keep", "0.7", "--calibration", ground / "text.txt"]
+    told = cli(*command, *CALIBRATED).out
+    for name in ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.o_proj"):
+        assert re.search(rf"^{re.escape(name)} +\d+ x \d+ +(\d+|dense) +", told, re.MULTILINE)
+    assert re.search(r"linear maps +[\d.]+ kB -> +[\d.]+ kB", told)
+    assert re.search(r"weight files +[\d.]+ kB -> +[\d.]+ kB", told)
+    assert re.search(r"nats per token on the calibration text: original [\d.]+, allocated [\d.]+, uniform [\d.]+", told)
+    assert re.search(r"(allocated ranks were kept|allocated ranks came out worse than uniform ones, so uniform)", told)
+    assert re.search(r"left as it is: .*model.embed_tokens.*: outside of the blocks", told)
+    assert re.search(r"peak memory [\d.]+ [MG]B", told)
+    assert f"written to {out}" in told
+
+
+def test_several_texts_are_told_apart(ground: Path, tmp_path: Path) -> None:
+    other = calibration_text(tmp_path / "other.txt", repeat=2)
+    told = cli("eval", ground / "small", "--text", ground / "text.txt", "--text", other).out
+    assert "text.txt" in told
+    assert "other.txt" in told
+
+
+# ---- progress -------------------------------------------------------------------------------------------------------
+
+
+def test_no_progress_where_nobody_looks(ground: Path, tmp_path: Path) -> None:
+    command = ["compress", ground / "model", "-o", tmp_path / "out", "--keep", "0.7", "--recipe", "svd"]
+    done = subprocess.run([*executable(), *map(str, command)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+
+
+def test_progress_with_time_left_on_a_terminal(ground: Path, tmp_path: Path) -> None:
+    command = ["compress", ground / "model", "-o", tmp_path / "out", "--keep", "0.7"]
+    text = ("--calibration", ground / "text.txt", *CALIBRATED)
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*executable(), *map(str, (*command, *text))],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(follower)
+    assert process.stdout is not None
+    shown, deadline = b"", time.monotonic() + 120
+    while time.monotonic() < deadline:
+        ready, _, _ = select.select([leader], [], [], 0.2)
+        try:
+            shown += os.read(leader, 65536) if ready else b""
+        except OSError:  # the other end was closed
+            break
+        if process.poll() is not None and not ready:
+            break
+    assert process.wait(timeout=60) == 0
+    assert b"written to" in process.stdout.read()
+    for stage in (b"measure", b"sensitivity", b"fit", b"write", b"left"):
+        assert stage in shown
+
+
+def test_a_reader_that_goes_away_is_no_error(ground: Path) -> None:
+    command = [*executable(), "inspect", str(ground / "model")]
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, text=True, check=False)
+    reader.communicate()
+    assert "Traceback" not in done.stderr
