@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from eckart.linalg import psd_root
+from eckart.linalg import SVD, psd_root, singular_values, svd
+from eckart.linalg.svd import EPS
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,33 @@ class Metric:
         if self.right is None:
             return matrix
         return matrix * self.right if self.right.ndim == 1 else matrix @ self.right
+
+    def svd(self, matrix: Tensor) -> SVD:
+        """The decomposition of ``matrix @ R``; what rounding the product did to it is in ``slack``."""
+        found = svd(self.whiten(matrix))
+        return replace(found, slack=found.slack + self.rounding(matrix))
+
+    def singular_values(self, matrix: Tensor) -> SVD:
+        """As ``svd`` without vectors."""
+        found = singular_values(self.whiten(matrix))
+        return replace(found, slack=found.slack + self.rounding(matrix))
+
+    @property
+    def reach(self) -> float:
+        """A bound on ``||R||_2``: how many times its Frobenius norm an error can count."""
+        if self.right is None:
+            return 1.0
+        return float(self.right.abs().max()) if self.right.ndim == 1 else float(torch.linalg.vector_norm(self.right))
+
+    def rounding(self, matrix: Tensor) -> float:
+        """A bound on what rounding may have done to ``whiten(matrix)``, in the Frobenius norm.
+
+        Of a product it is relative to ``||matrix||_F ||R||_F``, which may be far more than the norm of the product.
+        """
+        if self.right is None:
+            return 0.0
+        terms = 1 if self.right.ndim == 1 else len(self.right)
+        return terms * EPS * float(torch.linalg.vector_norm(matrix.to(torch.float64))) * self.reach
 
     def norm(self, error: Tensor) -> float:
         """``||error R||_F``, float64."""

@@ -100,9 +100,6 @@ def test_squares_of_narrow_types_are_taken_in_float64() -> None:
         assert float64(moments.magnitude) == pytest.approx(np.abs(float64(x)).sum(0), rel=1e-14)
 
 
-@pytest.mark.xfail(
-    reason="2026-11: Moments.add multiplies in the dtype of the batch, so bfloat16 and float16 round the Gram"
-)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_gram_of_narrow_types_is_not_rounded_to_them(dtype: torch.dtype) -> None:
     x = gaussian(64, 5).to(dtype) * 300  # float16 even overflows
@@ -110,7 +107,6 @@ def test_the_gram_of_narrow_types_is_not_rounded_to_them(dtype: torch.dtype) -> 
     assert np.linalg.norm(float64(moments_of(x).gram) - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
-@pytest.mark.xfail(reason="2026-11: Moments.add multiplies in the dtype of the batch: float32 noise in weak directions")
 def test_directions_that_hardly_occur_are_not_drowned_in_float32_products() -> None:
     x = (gaussian(2048, 12) @ gaussian(12, 24, 1)).to(torch.float32)  # half of all directions hold rounding only
     weak = torch.from_numpy(np.linalg.svd(float64(x))[2][12:].copy())

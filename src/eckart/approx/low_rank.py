@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from eckart.approx.recheck import measured_bounds
 from eckart.fit import Fit
-from eckart.linalg import SVD, singular_values, svd
+from eckart.linalg import SVD, singular_values
 from eckart.metric import Metric
 from eckart.operator import Factors
 
@@ -36,12 +36,12 @@ class LowRank:
         >>> LowRank().curve(torch.diag(torch.tensor([3.0, 2.0, 1.0])), Metric.plain()).round(decimals=9).tolist()
         [14.0, 5.0, 1.0, 0.0]
         """
-        tails = singular_values(metric.whiten(target)).tails()
+        tails = metric.singular_values(target).tails()
         return torch.cat([tails, tails.new_zeros(min(target.shape) + 1 - len(tails))])
 
     def prepare(self, target: Tensor, metric: Metric) -> Truncation:
         """Decompose ``target`` (m, n) once, in float64."""
-        whitened = svd(metric.whiten(target))
+        whitened = metric.svd(target)
         plain = whitened if metric.right is None else singular_values(target)
         return Truncation(target, metric, whitened, plain)
 

@@ -47,7 +47,7 @@ def _frobenius(name: str, metric: Metric, target: Tensor, error: Tensor, optimum
     scale = metric.norm(target)
     floor = optimum.tail_floor(rank)
     achieved = max(metric.norm(error), floor)  # rounding alone could put a perfect fit below what is possible
-    slack = SAFETY * EPS * max(target.shape) * scale
+    slack = _slack(target) * metric.reach + metric.rounding(error)
     return Bound(norm=name, lower=floor, achieved=achieved, upper=achieved + slack, scale=scale)
 
 

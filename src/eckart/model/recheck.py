@@ -37,7 +37,7 @@ def figures(
     if record.rank is None:
         return exact_bounds(weight)
     plain = singular_values(weight)
-    whitened = plain if metric.right is None else singular_values(metric.whiten(weight))
+    whitened = plain if metric.right is None else metric.singular_values(weight)
     rng = seeded(seed, f"{target.name}/norm")
     return measured_bounds(weight, modules.read(target.name), metric, whitened, plain, record.rank, rng=rng)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 class Moments:
     """Sums over inputs x of width n, in float64: how many, of ``|x|``, of ``x^2`` and, if wanted, of ``x x^T``.
 
-    Products run in the dtype of the batch and are added up in float64: a float32 sum would make small eigenvalues of the
-    Gram matrix wrong or negative, while one batch's float32 product does not.
+    Products run in float64 as well: in float32 their rounding would drown every direction below 3e-4 of the strongest,
+    and trained models have inputs a thousand times stronger in a few directions than in the others.
 
     >>> moments = Moments.zeros(2, gram=True)
     >>> moments.add(torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
@@ -40,11 +40,12 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """Take in a batch of inputs (…, n)."""
         x = x.reshape(-1, x.shape[-1])
+        x = x.to(torch.float64)
         self.count += x.shape[0]
-        self.magnitude += x.abs().sum(0, dtype=torch.float64)
-        self.square += x.to(torch.float64).square().sum(0)
+        self.magnitude += x.abs().sum(0)
+        self.square += x.square().sum(0)
         if self.gram is not None:
-            self.gram += (x.T @ x).to(torch.float64)
+            self.gram += x.T @ x
 
     @property
     def energy(self) -> float:
