@@ -245,6 +245,7 @@ def main() -> None:
                 if index % parts != part or run in read_runs():
                     continue
                 result = perform(run, by_name[run.model], scratch)
+                RUNS.parent.mkdir(exist_ok=True)
                 with RUNS.open("a") as handle:
                     handle.write(json.dumps({"run": asdict(run), "result": result}) + "\n")
                 print(run, {k: v for k, v in result.items() if k != "losses"}, flush=True)
