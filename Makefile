@@ -6,6 +6,8 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 # Test processes; each computes on one thread, because torch's own threads would fight over the same cores.
 WORKERS ?= 2
+# Random files that `make fuzz` makes up for each of its tests.
+EXAMPLES ?= 2000
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -14,7 +16,7 @@ LAWS_OF_THE_TREE := tests/test_layers.py tests/test_style.py tests/test_doctests
 
 REFUSE_OLD := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.12")
 
-.PHONY: help setup demo test test-all check wheel-test clean
+.PHONY: help setup demo test test-all fuzz check wheel-test clean
 .NOTPARALLEL:
 
 help:
@@ -22,6 +24,7 @@ help:
 	@echo 'make demo        setup, then compress the bundled model and say how good the result is'
 	@echo 'make test        the fast tests'
 	@echo 'make test-all    all tests'
+	@echo 'make fuzz        the tests of damaged files with new random ones (EXAMPLES=5000 a test, SEED=1 for the same again)'
 	@echo 'make check       format, lint, types, layers, style, examples and documentation'
 	@echo 'make wheel-test  build the wheel, install it in an empty environment elsewhere, run tests and demo there'
 	@echo 'make clean       remove caches and builds; .venv stays (rm -r .venv for a fresh start)'
@@ -41,6 +44,9 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 ECKART_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) $(if $(SEED),--hypothesis-seed=$(SEED)) tests/test_fuzz.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

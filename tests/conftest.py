@@ -14,13 +14,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Two test processes on two cores: more threads would only wait for each other, and sums could change between runs.
 torch.set_num_threads(1)
 
-# The same examples in every run, however slow the machine is: a failure is there for everyone or for no one.
+# The same examples in every run, however slow the machine is: a failure is there for everyone or for no one. `make fuzz`
+# takes another number of them, and new ones every time.
+FUZZED = os.environ.get("ECKART_FUZZ_EXAMPLES")
 settings.register_profile(
     "eckart",
     deadline=None,
-    derandomize=True,
+    derandomize=FUZZED is None,
     database=None,
-    max_examples=40,
+    max_examples=int(FUZZED or 40),
+    print_blob=FUZZED is not None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("eckart")

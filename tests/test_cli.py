@@ -178,6 +178,14 @@ def test_several_texts_are_told_apart(ground: Path, tmp_path: Path) -> None:
     assert "other.txt" in told
 
 
+def test_a_text_shorter_than_a_window(ground: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The miller keeps the grain.")
+    scores = strict(cli("eval", ground / "small", "--text", tmp_path / "short.txt", "--json").out)
+    (score,) = scores.values()
+    assert 1 < score["tokens"] < 63
+    assert 0 < score["mean_nll"] < 20
+
+
 # ---- progress -------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,9 @@
 """The journal alone: what it promises about finished pieces, damage, change and two runs at once."""
 
+import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -319,6 +321,52 @@ def test_an_open_journal_keeps_other_processes_out(folder: Path, opened: Callabl
     assert attempt() == 9
     journal.close()
     assert attempt() == 0
+
+
+def test_the_process_that_holds_a_folder_is_named(folder: Path, opened: Callable[..., Journal]) -> None:
+    first = opened()
+    with pytest.raises(EckartError, match=rf"is in use by another run \(process {os.getpid()}\): wait for it"):
+        opened()
+    first.close()
+    assert (folder / "lock").read_bytes() == b""
+    opened()
+
+
+@pytest.mark.parametrize("left", ["dead", "", "x", "9" * 30, "-1", "0"])
+def test_no_process_is_named_that_is_not_there(folder: Path, opened: Callable[..., Journal], left: str) -> None:
+    opened()
+    if left == "dead":
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        left = str(gone.pid)
+    (folder / "lock").write_text(left)
+    with pytest.raises(EckartError, match=r"is in use by another run: wait for it, or choose another output"):
+        opened()
+
+
+def test_a_lock_that_was_taken_away_meanwhile_locks_nothing(
+    folder: Path, opened: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that ends deletes its lock; whoever had opened it just before must not work beside a third run."""
+    opened().close()
+    real = fcntl.flock
+
+    def late(handle: Any, how: int) -> None:
+        (folder / "lock").unlink()
+        (folder / "lock").write_text("")
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(EckartError, match=r"is in use by another run"):
+        opened()
+
+
+def test_work_files_without_a_record_are_deleted(folder: Path, opened: Callable[..., Journal]) -> None:
+    (folder / "result").mkdir(parents=True)
+    (folder / "result" / "old.bin").write_bytes(b"data")
+    (folder / "old.bin").write_bytes(b"data")
+    opened()
+    assert sorted(path.name for path in folder.iterdir()) == ["journal.jsonl", "lock"]
 
 
 def test_the_folder_goes_when_it_is_removed(folder: Path, opened: Callable[..., Journal]) -> None:

@@ -625,8 +625,23 @@ def test_the_record_says_nothing_of_where_and_when(tmp_path: Path) -> None:
 # ---- the same bytes ---------------------------------------------------------------------------------------------------
 
 RUN = """
-import sys
+import os, sys
 from pathlib import Path
+if sys.argv[3] == "backwards":  # directories tell what is in them in whatever order the file system likes
+    class Backwards:
+        def __init__(self, *place):
+            with scan(*place) as found:
+                self.entries = sorted(found, key=lambda entry: entry.name, reverse=True)
+        def __enter__(self):
+            return iter(self.entries)
+        def __exit__(self, *error):
+            pass
+        def __iter__(self):
+            return iter(self.entries)
+        def close(self):
+            pass
+    scan, names = os.scandir, os.listdir
+    os.scandir, os.listdir = Backwards, lambda *place: sorted(names(*place), reverse=True)
 import torch
 torch.set_num_threads(1)
 import eckart
@@ -652,7 +667,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    """Other hash seeds, other directories, other times: nothing of that is in the result."""
+    """Other hash seeds, directories, orders of files, locales, time zones and times: nothing of that is in the result."""
     first, second = tmp_path / "first", tmp_path / "elsewhere" / "second"
     dressed(first / "dressed")
     ARCHITECTURES["opt"](first / "tied")
@@ -661,9 +676,10 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     (first / "text.txt").write_text(" ".join([*SENTENCES, *SENTENCES[::2]]), encoding="utf-8")
     copytree(first, second)
     running = []
-    for base, seed in ((first, "1"), (second, "4242")):
-        command = [sys.executable, "-c", RUN, str(base), str(base.parent / f"out-{seed}")]
-        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+    ascii_only = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Asia/Kathmandu"}
+    for base, seed, order, place in ((first, "1", "forwards", {}), (second, "4242", "backwards", ascii_only)):
+        command = [sys.executable, "-c", RUN, str(base), str(base.parent / f"out-{seed}"), order]
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"} | place
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in running:
         _, said = process.communicate()

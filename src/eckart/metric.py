@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,9 +35,9 @@ class Metric:
         return cls("frobenius")
 
     @classmethod
-    def gram(cls, name: str, gram: Tensor) -> Metric:
-        """The norm of output errors over inputs with this second moment (n, n)."""
-        return cls(name, psd_root(gram))
+    def gram(cls, name: str, gram: Tensor, count: int = 1) -> Metric:
+        """The norm of output errors over inputs with this second moment (n, n), or with this sum of ``count`` of them."""
+        return cls(name, psd_root(gram).div_(math.sqrt(count)))
 
     def whiten(self, matrix: Tensor) -> Tensor:
         """``matrix @ R`` in float64: the plain norm of the result is this metric's norm of ``matrix`` (m, n)."""

@@ -7,6 +7,7 @@ import sys
 from types import FrameType
 
 import typer
+from transformers.utils import logging as hf_logging
 
 from eckart._version import __version__
 from eckart.cli import commands
@@ -59,6 +60,7 @@ def main() -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stopped(128 + number)
 
+    hf_logging.set_verbosity_error()  # what it warns of is refused in a sentence here, or is no concern of the user's
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         # Not standalone: click would answer Ctrl-C with exit code 1 and a wrong option with half a screen.
@@ -73,6 +75,10 @@ def main() -> None:
     except _Stopped as stopped:
         fail("stopped; the same command goes on from here", stopped.args[0])
     except MemoryError:
+        fail("out of memory: close other programs, or use a smaller --window", 2)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):  # how torch tells of the same
+            raise
         fail("out of memory: close other programs, or use a smaller --window", 2)
     except BrokenPipeError:
         sys.stderr.close()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eckart.cli.show import number, out, percent, table
+from eckart.cli.show import number, out, percent, plain, table
 from eckart.model.engine import Compressed, Planned
 from eckart.model.evaluate import Score
 from eckart.model.files import human_bytes
@@ -179,7 +179,7 @@ def print_verification(found: Verification) -> None:
     for entry in found.not_rechecked:
         console.print(f"not rechecked: {entry}", highlight=False)
     for failure in found.failures[:10]:
-        console.print(f"FAILED: {failure}", highlight=False, markup=False)
+        console.print(f"FAILED: {plain(failure)}", highlight=False)
     if len(found.failures) > 10:
         console.print(f"and {len(found.failures) - 10} more", highlight=False)
     if found.holds:

@@ -24,15 +24,31 @@ from rich.table import Table
 from eckart.model.run import Progress as Told
 from eckart.model.run import quiet
 
+LONGEST = 690  # characters of a sentence; the way out at its end is always shown
+
 
 def out() -> Console:
     """Where results go. Not a terminal: no colours, and lines as wide as they need to be."""
-    return Console() if sys.stdout.isatty() else Console(width=200, soft_wrap=True, highlight=False)
+    if sys.stdout.isatty():
+        return Console(markup=False)  # a name with brackets is no markup
+    return Console(width=200, soft_wrap=True, highlight=False, markup=False)
+
+
+def plain(text: str) -> str:
+    r"""Text of unknown origin as a terminal may show it.
+
+    >>> print(plain("a\x1b[31m\n"))
+    a\x1b[31m\n
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def fail(sentence: str, code: int) -> NoReturn:
-    """Print a sentence on the error stream and exit."""
-    print(f"eckart: {sentence}", file=sys.stderr)
+    """Print a sentence on the error stream and exit; what it quotes from a file cannot act on the terminal."""
+    text = plain(sentence)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 200]} ... {text[-190:]}"
+    print(f"eckart: {text}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -64,7 +80,7 @@ def progress() -> Iterator[Told]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[piece]}"),
+        TextColumn("{task.fields[piece]}", style="dim", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}

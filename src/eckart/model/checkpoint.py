@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from eckart.errors import EckartError
-from eckart.model.files import read_json, sha256_of
+from eckart.model.files import LONGEST_NAME, read_json, sha256_of, shown
 from eckart.model.tensorfile import TensorFile, TensorSpec
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
+# Entries of a config by which memory or time grows before the stored weights are compared with it.
+WIDTHS = ("vocab_size", "hidden_size", "n_embd", "head_dim", "intermediate_size")
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
 # Numbers that are looked at together for NaN and infinity.
 SCANNED = 1 << 24
 # What a model directory may hold beside weights that a reader of the result needs as well.
@@ -47,6 +51,7 @@ class Checkpoint:
                 f"{folder} is not a directory: name a Hugging Face model directory or a hub id such as org/name"
             )
         self.config = read_json(folder / "config.json")
+        self._places: dict[str, str] = {}  # what the index says: the file of each tensor
         self.files = self._weight_files()
         self._open = {name: TensorFile(folder / name) for name in self.files}
         self.tensors: dict[str, tuple[str, TensorSpec]] = {}
@@ -58,6 +63,12 @@ class Checkpoint:
                     )
                 self.tensors[name] = (file, spec)
         self._check_index()
+        self._check_config()
+        if (folder / ADAPTER).exists():
+            raise EckartError(
+                f"{folder / ADAPTER} makes transformers load another model than the one beside it: merge the adapter into "
+                "its model first, or move its files away"
+            )
 
     def _weight_files(self) -> list[str]:
         if (self.folder / INDEX).exists():
@@ -66,12 +77,10 @@ class Checkpoint:
                 raise EckartError(f"{self.folder / INDEX} holds no weight_map of names to files: restore it")
             names = sorted(set(shards.values()))
             for name in names:
-                if os.path.basename(name) != name or name in {"", ".", ".."}:
-                    raise EckartError(f"{self.folder / INDEX} points outside its directory ({name!r}): refused")
-                if not (self.folder / name).is_file():
-                    raise EckartError(f"{self.folder / name} is missing: the index names it; download the model again")
+                self._check_shard(name)
+            self._places = shards
             return names
-        if (self.folder / SINGLE).is_file():
+        if (self.folder / SINGLE).exists():
             return [SINGLE]
         others = sorted(p.name for p in self.folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"})
         if others:
@@ -81,12 +90,43 @@ class Checkpoint:
             )
         raise EckartError(f"{self.folder} holds no {SINGLE} and no {INDEX}: is it a Hugging Face model directory?")
 
+    def _check_shard(self, name: str) -> None:
+        """The name of a weight file in the index: it becomes the name of one in the result as well."""
+        index = self.folder / INDEX
+        if os.path.basename(name) != name or name in {"", ".", ".."}:
+            raise EckartError(f"{index} points outside its directory ({shown(name)}): refused")
+        if not name.isprintable() or len(os.fsencode(name)) > LONGEST_NAME - len("..part"):
+            raise EckartError(
+                f"{index} names a file with control characters, or a very long one ({shown(name)}): refused"
+            )
+        if not (self.folder / name).exists():
+            raise EckartError(f"{self.folder / name} is missing: the index names it; download the model again")
+        if not name.endswith(".safetensors"):  # it would be written over another file of the result, or as one
+            raise EckartError(f"{index} names {shown(name)}, which is no safetensors file by its name: refused")
+
+    def _check_config(self) -> None:
+        """Refuse a config that asks for code, or for sizes that no stored tensor has, before a model is built of it."""
+        inner = self.config.get("text_config")
+        shapes = [spec.shape for _, spec in self.tensors.values()]
+        longest = max((size for shape in shapes for size in shape), default=0)
+        for table in (self.config, inner if isinstance(inner, dict) else {}):
+            for key, value in table.items():  # such as attn_implementation: transformers would fetch and run a kernel
+                if key.endswith("_implementation") and "/" in str(value):
+                    raise EckartError(
+                        f"{self.folder / 'config.json'} asks for code from elsewhere ({key}), which is not run: "
+                        "delete that entry"
+                    )
+            for keys, most, what in ((WIDTHS, longest, "side"), (DEPTHS, len(shapes), "number of tensors")):
+                for key in keys:
+                    value = table.get(key)
+                    if isinstance(value, int | float) and value > most:
+                        raise EckartError(
+                            f"{self.folder / 'config.json'} says that {key} is {shown(value)}, but the largest {what} "
+                            f"stored is {most}: restore the config, or fetch the model again"
+                        )
+
     def _check_index(self) -> None:
-        if not (self.folder / INDEX).exists():
-            return
-        shards = read_json(self.folder / INDEX)["weight_map"]
-        assert isinstance(shards, dict)
-        for name, file in shards.items():
+        for name, file in self._places.items():
             if name not in self.tensors or self.tensors[name][0] != file:
                 raise EckartError(
                     f"{self.folder / INDEX} says that {name} is in {file}, but it is not: restore the index"
@@ -125,7 +165,7 @@ class Checkpoint:
 
     def companions(self) -> list[str]:
         """Files beside the weights that belong to the model: tokenizer, generation config, templates, licence."""
-        own = {"config.json", INDEX, "eckart.json"}
+        own = {"config.json", INDEX, "eckart.json", *self.files}
         found = {p.relative_to(self.folder).as_posix() for pattern in COMPANIONS for p in self.folder.glob(pattern)}
         return sorted(n for n in found - own if (self.folder / n).is_file() and not n.endswith(".index.json"))
 

@@ -174,7 +174,7 @@ def _open_run(
     model: str | Path, out: Path, recipe: Compress, request: Request, *, restart: bool, progress: Progress
 ) -> Run:
     checkpoint = Checkpoint(resolve(model))
-    if "quantization_config" in checkpoint.config:
+    if checkpoint.config.get("quantization_config") is not None:
         raise EckartError(f"{checkpoint.folder} is already compressed or quantised: start from the original checkpoint")
     skeleton = Skeleton(checkpoint, torch.device(request.device))
     targets, untouched = find_targets(skeleton, request.only, request.exclude)

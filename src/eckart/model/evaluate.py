@@ -54,7 +54,9 @@ def load(folder: str | Path, **options: Any) -> Any:
 
     path = Checkpoint(resolve(folder)).folder
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, **{"trust_remote_code": False, **options}
+        )
     except Exception as error:  # whatever a damaged config leads to, inside of any architecture's code
         raise EckartError(f"{path} cannot be loaded by transformers: {first_line(error)}") from error
     if report["missing_keys"]:
@@ -71,7 +73,9 @@ def score_ids(model: Any, ids: Tensor, window: int, *, tick: Any = lambda done, 
     """
     whole = ids[: len(ids) // window * window].reshape(-1, window)
     size = max(1, BATCH_TOKENS // window)
-    batches = [*whole.split(size)] + ([ids[None, len(whole) * window :]] if len(ids) % window > 1 else [])
+    batches = [*whole.split(size)] if len(whole) else []
+    if len(ids) % window > 1:
+        batches.append(ids[None, len(whole) * window :])
     total, tokens = 0.0, 0
     for done, batch in enumerate(batches):
         batch = batch.to(model.device)

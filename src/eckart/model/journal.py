@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import IO
 
 from eckart.errors import EckartError
-from eckart.model.files import cannot_write, sha256_of, sync_folder
+from eckart.model.files import cannot_write, make_folder, sha256_of, shown, sync_folder
 
 Json = dict[str, object]
 LOCK = "lock"
 JOURNAL = "journal.jsonl"
+MOST_TOLD = 3  # differences that a refusal spells out
 
 
 class Journal:
@@ -31,22 +32,27 @@ class Journal:
     def __init__(self, folder: Path, header: Mapping[str, object], *, restart: bool = False) -> None:
         self.folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / LOCK).open("a")
+            make_folder(folder)
+            _check_own(folder, folder / LOCK)
+            self._lock = (folder / LOCK).open("a+b", buffering=0)
         except OSError as error:
             raise cannot_write(folder, error, "choose another output") from error
         self._done: dict[str, Json] = {}
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._lock.fileno()), (folder / LOCK).stat()):
+                raise BlockingIOError  # the run that held it ended and took the folder away, and there is a new one
+            _check_own(*folder.rglob("*"))
             if restart:
-                self._clear()
                 (folder / JOURNAL).unlink(missing_ok=True)
             self._file = self._resume(json.loads(json.dumps(header)))
+            self._sign()
         except BaseException as error:
+            holder = _holder(self._lock.fileno())
             self._lock.close()  # whoever keeps the exception can still run again
             if isinstance(error, BlockingIOError):
                 raise EckartError(
-                    f"{folder} is in use by another run: wait for it, or choose another output"
+                    f"{folder} is in use by another run{holder}: wait for it, or choose another output"
                 ) from error
             if isinstance(error, OSError):
                 raise cannot_write(folder, error, "choose another output") from error
@@ -71,6 +77,7 @@ class Journal:
         handle = path.open("ab")
         handle.truncate(good)
         if not lines:
+            self._clear()  # what lies here is not on record; a result among it could be another model's
             self._append(handle, {"header": header})
             return handle
         recorded = lines[0].get("header")
@@ -85,9 +92,18 @@ class Journal:
                 self._forget(str(entry["dropped"]))
             elif "undone" in entry:
                 self._done.pop(str(entry["undone"]), None)
-            else:
+            elif isinstance(entry.get("step"), str) and "value" in entry and isinstance(entry.get("files"), dict):
                 self._done[str(entry["step"])] = entry
+            else:  # whole, but of another kind: an edited line with a checksum of its own
+                handle.close()
+                raise EckartError(f"{path} holds a line that no run writes: begin anew with --restart")
         return handle
+
+    def _sign(self) -> None:
+        """Note in the lock file who holds it: a run that is refused can say so."""
+        with suppress(OSError):  # a full disk is told where something is lost by it
+            self._lock.truncate(0)
+            self._lock.write(str(os.getpid()).encode())
 
     def _append(self, handle: IO[bytes], entry: Json) -> None:
         try:
@@ -161,22 +177,41 @@ class Journal:
         """Let go of the folder; it can be resumed later."""
         with suppress(OSError):  # what a full disk kept from being written was told when it happened
             self._file.close()
+        with suppress(OSError, ValueError):  # closed before
+            self._lock.truncate(0)
         self._lock.close()
 
     def remove(self) -> None:
-        """Let go of the folder and delete it."""
+        """Let go of the folder and delete it.
+
+        The journal comes last of what it tells of, so that a kill in between leaves a folder that says what it was, and the
+        lock is held to the end.
+        """
         self._clear()
         (self.folder / JOURNAL).unlink()
+        (self.folder / LOCK).unlink()
+        with suppress(OSError):  # another run came in: it will find the result in its way
+            self.folder.rmdir()
         self.close()
-        shutil.rmtree(self.folder)
 
     def _clear(self) -> None:
-        """Delete the work files; the journal itself last, so that a kill in between leaves a folder that tells what it was."""
+        """Delete the work files, for good."""
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name not in (LOCK, JOURNAL):
                 path.unlink()
+        sync_folder(self.folder)
+
+
+def _holder(lock: int) -> str:
+    """The process that holds a lock, where its file names one that is still there."""
+    with suppress(OSError, ValueError, OverflowError):
+        number = int(os.pread(lock, 20, 0))
+        if number > 0:
+            os.kill(number, 0)
+            return f" (process {number})"
+    return ""
 
 
 def _sealed(entry: Json) -> bytes:
@@ -191,8 +226,18 @@ def _unsealed(raw: bytes) -> Json | None:
     digest, _, text = raw[:-1].partition(b" ")
     if hashlib.sha256(text).hexdigest()[:16].encode() != digest:
         return None
-    entry = json.loads(text)
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     return entry if isinstance(entry, dict) else None
+
+
+def _check_own(*paths: Path) -> None:
+    """Refuse links, pipes and devices among work files: no run makes them, and files elsewhere would be written through."""
+    for path in paths:
+        if path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir()):
+            raise EckartError(f"{shown(str(path), 300)} was not made by eckart: delete it, or choose another output")
 
 
 def _sync(path: Path) -> None:
@@ -210,8 +255,11 @@ def _difference(old: object, new: Json) -> str:
         if isinstance(then, dict) and isinstance(now, dict):
             apart = {name for name in {*then, *now} if then.get(name) != now.get(name)}
             then, now = ({name: table[name] for name in apart if name in table} for table in (then, now))
-        told.append(f"{key} ({_short(then)} then, {_short(now)} now)")
-    return " and ".join(told)
+        # Whoever edits a journal may put anything there.
+        name = key if key.isprintable() and len(key) < 40 else shown(key, 40)
+        told.append(f"{name} ({_short(then)} then, {_short(now)} now)")
+    more = [f"{len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+    return " and ".join([*told[:MOST_TOLD], *more])
 
 
 def _short(value: object) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from eckart.errors import EckartError
 from eckart.model import certificate
 from eckart.model.checkpoint import INDEX, Checkpoint
-from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
+from eckart.model.files import cannot_write, chunks, human_bytes, make_folder, sync_folder, write_json, written_whole
 from eckart.model.fitting import Fitted, read_factors
 from eckart.model.layout import Piece, index_table, layout, metadata, modules_entry
 from eckart.model.quantizer import FORMAT, METHOD
@@ -137,16 +137,16 @@ def check_free(out: Path) -> None:
 def make_parents(out: Path) -> None:
     """Make the directories that ``out`` shall lie in; raises ``EckartError`` if that can't be done."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
     except OSError as error:
         raise cannot_write(out.parent, error, "choose another output") from error
 
 
 def move_into_place(source: Path, out: Path) -> None:
     """Put a finished folder under its name in one step."""
-    for folder in [source, *(p for p in source.rglob("*") if p.is_dir())]:
-        sync_folder(folder)
     try:
+        for folder in [source, *(p for p in source.rglob("*") if p.is_dir())]:
+            sync_folder(folder)
         source.replace(out)
         sync_folder(out.parent)
     except OSError as error:

@@ -166,7 +166,7 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
             "use an architecture that transformers itself has"
         )
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder)
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.eval()

@@ -144,4 +144,4 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """A sort key that puts layer 10 after layer 9."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eckart.errors import EckartError
-from eckart.model.files import written_whole
+from eckart.model.files import LARGEST, check_regular, parse_table, shown, written_whole
 
 # The format's names of dtypes; safetensors itself offers no such table to read.
 DTYPES = {
@@ -31,6 +32,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MOST_DIMENSIONS = 64
+DAMAGED = "it may be truncated or damaged, fetch it again"
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -64,27 +67,84 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            table, room = _read_header(path)
+            self.metadata = _metadata(path, table.pop("__metadata__", None))
+            self.specs = _specs(path, table, room)
             self._handle = safe_open(path, framework="pt")
         except FileNotFoundError as error:
             raise EckartError(f"{path} is missing: download the model again, all its shards") from error
         except OSError as error:
             raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
         except SafetensorError as error:
-            raise EckartError(
-                f"{path} is no valid safetensors file ({error}): it may be truncated or damaged, fetch it again"
-            ) from error
-        self.specs: dict[str, TensorSpec] = {}
-        for name in sorted(self._handle.keys()):
-            view = self._handle.get_slice(name)
-            kind = view.get_dtype()
-            if kind not in DTYPES:
-                raise EckartError(f"{path}: tensor {name} has the dtype {kind}, which is not supported")
-            self.specs[name] = TensorSpec(name, DTYPES[kind], tuple(view.get_shape()))
-        self.metadata: dict[str, str] = dict(self._handle.metadata() or {})
+            raise EckartError(f"{path} is no valid safetensors file ({error}): {DAMAGED}") from error
 
     def read(self, name: str) -> Tensor:
         """The tensor of this name."""
         return self._handle.get_tensor(name)
+
+
+def _read_header(path: Path) -> tuple[dict[str, object], int]:
+    """The table at the head of a file, and the bytes of data after it; nothing is read that the file could not hold."""
+    size = check_regular(path) - 8
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 0 < length <= size:
+            raise EckartError(f"{path} is no valid safetensors file (its header does not fit into it): {DAMAGED}")
+        if length > LARGEST:
+            raise EckartError(f"{path} is no valid safetensors file (its header has {length:,} bytes): {DAMAGED}")
+        return parse_table(handle.read(length), str(path), "JSON in its header", DAMAGED), size - length
+
+
+def _metadata(path: Path, table: object) -> dict[str, str]:
+    if table is None:
+        return {}
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise EckartError(f"{path}: its __metadata__ is no table of texts; {DAMAGED}")
+    return table
+
+
+def _specs(path: Path, table: Mapping[str, object], room: int) -> dict[str, TensorSpec]:
+    """The tensors that a header announces: each takes the bytes of its dtype and shape, and all of them fill the file."""
+    specs: dict[str, TensorSpec] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in sorted(table.items()):
+        if not name:
+            raise EckartError(f"{path} holds a tensor without a name; {DAMAGED}")
+        fields = entry if isinstance(entry, dict) else {}
+        kind, shape, span = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
+        if not isinstance(kind, str) or shape is None or span is None or len(span) != 2:
+            raise EckartError(f"{path}: tensor {name} has no proper dtype, shape and data_offsets; {DAMAGED}")
+        if kind not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise EckartError(
+                f"{path}: tensor {name} has the dtype {shown(kind)}, which is not supported: convert it to one of {known}"
+            )
+        specs[name] = TensorSpec(name, DTYPES[kind], shape)
+        if math.prod(size or 1 for size in shape) >= 1 << 63:  # strides are products of sizes, even where one is zero
+            raise EckartError(f"{path}: tensor {name} has a shape beyond all memory; {DAMAGED}")
+        if specs[name].nbytes != span[1] - span[0]:
+            raise EckartError(
+                f"{path}: tensor {name} is {kind} of shape {shown(list(shape))}, which is not what its "
+                f"{shown(span[1] - span[0])} bytes hold; {DAMAGED}"
+            )
+        spans.append((*span, name))
+    end = 0
+    for begin, after, name in sorted(spans):
+        if begin != end:
+            raise EckartError(
+                f"{path}: the data of tensor {name} {'overlaps' if begin < end else 'leaves a gap after'} "
+                f"what stands before it; {DAMAGED}"
+            )
+        end = after
+    if end != room:
+        raise EckartError(f"{path} holds {room:,} bytes of data where its header announces {shown(end)}; {DAMAGED}")
+    return specs
+
+
+def _sizes(value: object) -> tuple[int, ...] | None:
+    """A list of whole numbers that PyTorch could take for a shape; ``True`` is none of them."""
+    fits = isinstance(value, list) and len(value) <= MOST_DIMENSIONS
+    return tuple(value) if fits and all(type(size) is int and 0 <= size < 1 << 63 for size in value) else None  # type: ignore[attr-defined, arg-type]
 
 
 def header(specs: Sequence[TensorSpec], metadata: dict[str, str]) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.errors import EckartError, first_line
-from eckart.model.files import read_json
+from eckart.model.files import check_regular, read_json
 
 LONGEST_WINDOW = 2048
 
@@ -17,6 +17,7 @@ LONGEST_WINDOW = 2048
 def read_text(path: Path) -> str:
     """A UTF-8 text file; raises ``EckartError`` if it is missing, empty or something else."""
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise EckartError(f"{path} is not UTF-8 text: convert it first") from error
@@ -39,7 +40,7 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json of the model there"
         )
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a damaged file leads to any error, from Rust and Python code of many hands
         raise EckartError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from error
 

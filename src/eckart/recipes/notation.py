@@ -12,7 +12,10 @@ from eckart.allocate import EqualMarginalLoss, Uniform
 from eckart.approx import LowRank
 from eckart.errors import EckartError
 from eckart.model.compression import Compress, Paper, Statistics
+from eckart.model.files import read_small, shown
 from eckart.stats import ActivationScale, Gram, MetricRule, Plain
+
+LARGEST = 100_000  # bytes of a recipe
 
 PARTS: Mapping[str, Mapping[str, type]] = {
     "metric": {part.__name__: part for part in (Plain, ActivationScale, Gram)},
@@ -36,11 +39,11 @@ def read_recipe(path: Path) -> Compress:
     Raises ``EckartError`` naming the file and the entry for anything unknown, missing or of another type.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+        table = tomllib.loads(read_small(path, LARGEST).decode())
+    except FileNotFoundError as error:
         raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of thousands of digits
-        raise EckartError(f"{path} is not valid TOML: {error}") from error
+        raise EckartError(f"{path} is not valid TOML: {str(error)[:200]}") from error
     return compose(table, str(path))
 
 
@@ -53,11 +56,13 @@ def compose(table: Mapping[str, Any], origin: str) -> Compress:
     """
     unknown = sorted(set(table) - {*PARTS, "statistics"})
     if unknown:
-        raise EckartError(f"{origin}: unknown entry {unknown[0]!r}; a recipe has {', '.join(PARTS)} and statistics")
+        raise EckartError(
+            f"{origin}: unknown entry {shown(unknown[0])}; a recipe has {', '.join(PARTS)} and statistics"
+        )
     statistics = table.get("statistics", Statistics.ORIGINAL.value)
     known = [s.value for s in Statistics]
     if statistics not in known:
-        raise EckartError(f"{origin}: statistics is {statistics!r}; give one of {', '.join(known)}")
+        raise EckartError(f"{origin}: statistics is {shown(statistics)}; give one of {', '.join(known)}")
     parts = {role: _part(role, table.get(role), origin) for role in PARTS}
     return Compress(paper=Paper(f"composed in {Path(origin).name}", ""), statistics=Statistics(statistics), **parts)
 
@@ -66,7 +71,7 @@ def recorded_metric(table: Mapping[str, Any], origin: str) -> tuple[MetricRule, 
     """The metric rule and the statistics of a table that ``Compress.describe`` made; other parts may be anybody's."""
     statistics = table.get("statistics")
     if statistics not in [s.value for s in Statistics]:
-        raise EckartError(f"{origin}: statistics is {statistics!r}: it is damaged or was edited")
+        raise EckartError(f"{origin}: statistics is {shown(statistics)}: it is damaged or was edited")
     rule: MetricRule = _part("metric", table.get("metric"), origin)
     return rule, Statistics(statistics)
 
@@ -81,12 +86,12 @@ def _part(role: str, entry: Any, origin: str) -> Any:
     for key, value in settings.items():
         if key not in defaults:
             raise EckartError(
-                f"{origin}: {kind.__name__} has no setting {key!r}; it has {', '.join(defaults) or 'none'}"
+                f"{origin}: {kind.__name__} has no setting {shown(key)}; it has {', '.join(defaults) or 'none'}"
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EckartError(f"{origin}: {kind.__name__}.{key} is {value!r}; give a number")
+            raise EckartError(f"{origin}: {kind.__name__}.{key} is {shown(value)}; give a number")
     try:
         return kind(**{key: float(value) for key, value in settings.items()})
     except (ValueError, OverflowError) as error:
-        told = ", ".join(f"{key} = {str(value)[:20]}" for key, value in settings.items())
+        told = ", ".join(f"{key} = {shown(value, 20)}" for key, value in settings.items())
         raise EckartError(f"{origin}: {kind.__name__} with {told}: {error}") from error

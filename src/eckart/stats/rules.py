@@ -90,4 +90,4 @@ class Gram:
         assert moments.gram is not None
         if moments.count == 0 or moments.energy == 0:
             return Metric.plain()
-        return Metric.gram("input gram", moments.gram / moments.count)
+        return Metric.gram("input gram", moments.gram, moments.count)
