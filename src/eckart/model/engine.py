@@ -19,7 +19,7 @@ from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import Compress
 from eckart.model.files import human_bytes, sha256_of
 from eckart.model.fitting import Fitted, fit_all
-from eckart.model.journal import Journal
+from eckart.model.journal import JOURNAL, Journal
 from eckart.model.layout import output_bytes
 from eckart.model.output import FOLDER, check_free, move_into_place, write_rest, write_weights
 from eckart.model.run import Progress, Request, Run, environment, peak_memory, quiet, seeded
@@ -101,6 +101,10 @@ def compress(
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
         if run.journal.is_done("sealed") and not run.file(FOLDER).exists():  # killed after the result was in place
+            if not (out / certificate.NAME).is_file():
+                raise EckartError(
+                    f"{out} was finished and is no longer there: put it back, or begin anew with --restart"
+                )
             run.journal.remove()
             return _read_result(out)
         check_free(out)
@@ -167,7 +171,7 @@ def work_folder(out: Path) -> Path:
 
 def _may_be_done(out: Path) -> bool:
     """Whether ``out`` may be the result of a run that was killed before it could clean up."""
-    return (out / certificate.NAME).is_file() and work_folder(out).is_dir()
+    return (out / certificate.NAME).is_file() and (work_folder(out) / JOURNAL).is_file()
 
 
 def _open_run(

@@ -107,7 +107,7 @@ class Walk:
         with self.skeleton.filled(None, instead):
             for batch in self._batches():
                 target[batch] = self._listen(batch).cpu().numpy()
-        target.flush()
+        self._finish(target, out)
 
     def prepare(self) -> None:
         """Learn how the blocks are called, where ``embed`` was done by an earlier run."""
@@ -145,8 +145,8 @@ class Walk:
                 if target is not None:
                     target[batch] = result.cpu().numpy()
                 tick()
-        if target is not None:
-            target.flush()
+        if out is not None and target is not None:
+            self._finish(target, out)
         return observer.moments()
 
     def _call(self, module: nn.Module, block: int, hidden: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ class Walk:
                 F.cross_entropy(flat.float(), labels, reduction="sum").backward()
                 assert x.grad is not None
                 target[batch] = x.grad.cpu().numpy()
-        target.flush()
+        self._finish(target, out)
         return sums
 
     def back_block(self, block: int, source: Path, gradient: Path, out: Path, maps: Sequence[str]) -> dict[str, float]:
@@ -235,7 +235,7 @@ class Walk:
                 assert x.grad is not None
                 self._check_finite(x.grad, f"the gradient of block {self.skeleton.blocks[block]}")
                 target[batch] = x.grad.cpu().numpy()
-        target.flush()
+        self._finish(target, out)
         return sums
 
     def mean_square(self, file: Path) -> float:
@@ -244,14 +244,25 @@ class Walk:
         return sum(float(np.square(rows[b], dtype=np.float64).sum()) for b in self._batches()) / self.windows.numel()
 
     def _create(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
+        """A file to fill beside ``path``: what lies there stays whole until ``_finish``, as other pieces may have it on record."""
         shape = (*self.windows.shape, self.width)
         try:
-            with path.open("wb") as handle:
+            with _aside(path).open("wb") as handle:
                 # Reserved now: a full disk is then an error here instead of a bus error in the middle of a run.
                 _reserve(handle.fileno(), self.activation_bytes)
-            return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+            return np.memmap(_aside(path), dtype=np.float32, mode="r+", shape=shape)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            _aside(path).unlink(missing_ok=True)
+            raise cannot_write(path, error, "free space or choose another output") from error
+
+    def _finish(self, target: np.memmap[Any, np.dtype[np.float32]], path: Path) -> None:
+        """Give a file that is full its name."""
+        try:
+            target.flush()
+            with _aside(path).open("rb") as handle:
+                os.fsync(handle.fileno())
+            _aside(path).replace(path)
+        except OSError as error:
             raise cannot_write(path, error, "free space or choose another output") from error
 
     def _open(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
@@ -260,6 +271,10 @@ class Walk:
 
 class _LastBlockReached(Exception):
     """Ends a run of the model that is only made to listen."""
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def _reserve(descriptor: int, size: int) -> None:
