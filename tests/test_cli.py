@@ -171,6 +171,13 @@ def test_the_table_says_sizes_losses_and_place(ground: Path, tmp_path: Path) -> 
     assert f"written to {out}" in told
 
 
+@pytest.mark.parametrize("command", ["inspect", "verify", "densify"])
+def test_peak_memory_is_told(ground: Path, tmp_path: Path, command: str) -> None:
+    folder = ground / ("model" if command == "inspect" else "small")
+    told = cli(command, folder, *(("-o", tmp_path / "dense") if command == "densify" else ())).out
+    assert re.search(r"^peak memory \d{3}\.\d MB|^peak memory \d+\.\d GB", told, re.MULTILINE)
+
+
 def test_several_texts_are_told_apart(ground: Path, tmp_path: Path) -> None:
     other = calibration_text(tmp_path / "other.txt", repeat=2)
     told = cli("eval", ground / "small", "--text", ground / "text.txt", "--text", other).out

@@ -18,6 +18,7 @@ from eckart.cli.reports import (
     compressed_json,
     planned_json,
     print_compressed,
+    print_peak_memory,
     print_plan,
     print_recipe,
     print_recipes,
@@ -152,6 +153,7 @@ def verify(
         )
     else:
         print_verification(found)
+        print_peak_memory()
     if not found.holds:
         raise VerificationError(f"{checkpoint}: {len(found.failures)} checks failed; the first: {found.failures[0]}")
 
@@ -170,6 +172,7 @@ def densify(
     if json:
         show.print_json({"folder": str(made)})
     else:
+        print_peak_memory()
         show.out().print(f"A stock checkpoint lies in {made}", highlight=False)
 
 
@@ -200,7 +203,11 @@ def inspect(model: Model, only: Only = None, exclude: Exclude = None, json: Json
     """
     with show.progress() as progress:
         found = eckart.inspect(model, only=only or (), exclude=exclude or (), progress=progress)
-    show.print_json([row.to_json() for row in found.rows]) if json else print_spectra(found)
+    if json:
+        show.print_json([row.to_json() for row in found.rows])
+    else:
+        print_spectra(found)
+        print_peak_memory()
 
 
 def recipes(

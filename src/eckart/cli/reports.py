@@ -11,6 +11,7 @@ from eckart.model.engine import Compressed, Planned
 from eckart.model.evaluate import Score
 from eckart.model.files import human_bytes
 from eckart.model.inspect import Inspection
+from eckart.model.run import peak_memory
 from eckart.model.targets import Untouched
 from eckart.model.verify import Verification
 from eckart.recipes import Recipe
@@ -40,7 +41,7 @@ def print_compressed(done: Compressed) -> None:
     _print_sizes(done.target_bytes, done.file_bytes)
     _print_losses(done)
     _print_untouched(done.untouched)
-    console.print(f"peak memory {human_bytes(done.peak_memory)}", highlight=False)
+    print_peak_memory()
     console.print(f"written to {done.folder}", highlight=False)
 
 
@@ -54,6 +55,11 @@ def _print_losses(done: Compressed) -> None:
         console.print("allocated ranks came out worse than uniform ones, so uniform ranks were kept", highlight=False)
     elif done.kept == "allocated":
         console.print("allocated ranks were kept", highlight=False)
+
+
+def print_peak_memory() -> None:
+    """The most memory that this process has held so far, mapped files included."""
+    out().print(f"peak memory {human_bytes(peak_memory())}", highlight=False)
 
 
 def _original_first(entry: tuple[str, float]) -> tuple[bool, str]:
