@@ -16,6 +16,7 @@ from typer.main import get_command
 
 import eckart
 from eckart.cli.main import app
+from eckart.model.walk import Walk
 
 # What scripts of users may rely on: an option that leaves this table breaks them.
 OPTIONS: dict[str, set[str]] = {
@@ -237,3 +238,30 @@ def test_a_reader_that_goes_away_is_no_error(ground: Path) -> None:
     done = subprocess.run(command, stdout=reader.stdin, stderr=subprocess.PIPE, text=True, check=False)
     reader.communicate()
     assert "Traceback" not in done.stderr
+
+
+# ---- the room that a plan announces ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ranks", "files"), [("allocated", 2 + 3), ("uniform", 2)])
+def test_a_plan_says_how_much_room_hidden_states_take(
+    ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: str, files: int
+) -> None:
+    """Two blocks: their inputs, their output and two gradients at once, or input and output of one; 4 bytes a number."""
+    out = tmp_path / "out"
+    command = ["compress", ground / "model", "-o", out, "--keep", "0.7", "--ranks", ranks]
+    text = ("--calibration", ground / "text.txt", *CALIBRATED)
+    planned = strict(cli(*command, *text, "--dry-run", "--json").out)
+    tokens, width = 256, 16
+    assert planned["scratch_bytes"] == files * tokens * width * 4
+    most = 0
+    real = Walk._finish
+
+    def watched(walk: Walk, target: Any, path: Path) -> None:
+        nonlocal most
+        real(walk, target, path)
+        most = max(most, sum(p.stat().st_size for p in path.parent.glob("*.bin")))
+
+    monkeypatch.setattr(Walk, "_finish", watched)
+    assert cli(*command, *text, "--restart").code == 0
+    assert most == planned["scratch_bytes"]

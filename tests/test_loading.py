@@ -8,7 +8,7 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree, which
@@ -688,3 +688,31 @@ def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     assert one == other
     assert {name.split("/")[0] for name in one} == {"svd-llm", "asvd", "sequential", "svd", "dense"}
     assert len([name for name in one if name.startswith("svd/") and name.endswith(".safetensors")]) > 3
+
+
+WRONG_MODULES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a module that is not there": (
+        lambda modules: modules.update({"model.layers.9.mlp.up_proj": next(iter(modules.values()))}),
+        r"names the module model\.layers\.9\.mlp\.up_proj, which LlamaForCausalLM does not have",
+    ),
+    "an operator that is not known": (
+        lambda modules: next(iter(modules.values())).update(operator="codes"),
+        r"the operator 'codes'; known are .*factors",
+    ),
+    "a module that is no linear map": (
+        lambda modules: modules.update({"model.norm": next(iter(modules.values()))}),
+        r"gives model\.norm an operator, but a LlamaRMSNorm is no linear map",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_MODULES)
+def test_a_config_whose_modules_are_wrong_is_told(tmp_path: Path, kind: str) -> None:
+    source, out = ARCHITECTURES["llama"](tmp_path / "source"), tmp_path / "out"
+    eckart.compress(source, out, keep=0.6, recipe="svd")
+    change, sentence = WRONG_MODULES[kind]
+    config = json.loads((out / "config.json").read_text())
+    change(config["quantization_config"]["modules"])
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(eckart.EckartError, match=sentence):
+        eckart.load(out)
