@@ -152,7 +152,10 @@ def tests_for(planted: Planted, lines: dict[str, dict[str, list[str]]], seconds:
 
 
 def meet(planted: Planted, tests: list[str]) -> str:
-    """``caught``, ``hangs`` or ``survives``: the tests run in a copy of this process, on a copy of the library."""
+    """``caught``, ``survives`` or ``undecided``, where neither came out within ``LONGEST``.
+
+    The tests run in a copy of this process, on a copy of the library.
+    """
     with tempfile.TemporaryDirectory(prefix="eckart-mutant-") as folder:
         copy = Path(folder) / "src"
         shutil.copytree(SOURCES, copy / "eckart", ignore=shutil.ignore_patterns("__pycache__"))
@@ -195,7 +198,7 @@ def _outcome(child: int) -> str:
         time.sleep(0.05)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return "hangs"
+    return "undecided"
 
 
 # ---- the sample -----------------------------------------------------------------------------------------------------
@@ -234,9 +237,9 @@ def report(results: list[tuple[Planted, str]], seed: int) -> str:
     ]
     lines += ["| part | planted | not caught |", "|---|---|---|"]
     parts = Counter(planted.file.partition("/")[0] for planted, _ in results)
-    missed = Counter(planted.file.partition("/")[0] for planted, outcome in results if outcome == "survives")
+    missed = Counter(planted.file.partition("/")[0] for planted, outcome in results if outcome != "caught")
     lines += [f"| {part} | {count} | {missed[part]} |" for part, count in sorted(parts.items())]
-    survivors = [planted for planted, outcome in results if outcome == "survives"]
+    survivors = [planted for planted, outcome in results if outcome != "caught"]
     lines += ["", "## Survivors", ""] + [
         f"- `{planted}`" + (f": {explanation(planted)}" if explanation(planted) else "") for planted in survivors
     ]
@@ -270,8 +273,8 @@ def main() -> None:
             print(f"{len(results):>4}/{len(jobs)} {outcome:<9} {planted}", flush=True)
     results.sort(key=lambda result: (result[0].file, result[0].bug.line))
     REPORT.write_text(report(results, arguments.seed))
-    open_ones = [p for p, outcome in results if outcome == "survives" and explanation(p) is None]
-    caught = sum(outcome != "survives" for _, outcome in results)
+    open_ones = [p for p, outcome in results if outcome != "caught" and explanation(p) is None]
+    caught = sum(outcome == "caught" for _, outcome in results)
     print(f"{caught} of {len(results)} caught ({caught / len(results):.1%}); {len(open_ones)} survivors unexplained")
 
 
