@@ -35,6 +35,16 @@ SIZES = {
     "num_key_value_heads": 1,
     "num_hidden_layers": 2,
 }
+# A recipe whose statistics come from the compressed model; the allocator's name is to be filled in.
+SEQUENTIAL = """
+statistics = "compressed"
+[metric]
+part = "Gram"
+[approx]
+part = "LowRank"
+[allocate]
+part = "{}"
+"""
 # How the tests run a recipe: little text, short windows.
 CALIBRATED = ("--tokens", "256", "--window", "32")
 

@@ -1,11 +1,13 @@
 """The command line: help with examples, options that are relied on, JSON for machines, progress only for people."""
 
+import io
 import json
 import os
 import pty
 import re
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typer.main import get_command
 
 import eckart
 from eckart.cli.main import app
+from eckart.cli.reports import print_recipes, print_spectra
 from eckart.model.walk import Walk
 
 # What scripts of users may rely on: an option that leaves this table breaks them.
@@ -192,6 +195,37 @@ def test_a_text_shorter_than_a_window(ground: Path, tmp_path: Path) -> None:
     (score,) = scores.values()
     assert 1 < score["tokens"] < 63
     assert 0 < score["mean_nll"] < 20
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("width", [40, 80, 100, 300])
+def test_a_narrow_terminal_loses_nothing(ground: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Every name, heading and figure stands there in one piece, whatever the width."""
+    found = eckart.inspect(ground / "small")
+    shown = Terminal()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", shown)
+    print_spectra(found)
+    print_recipes(list(eckart.RECIPES.values()))
+    monkeypatch.undo()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue())
+    words = set(text.replace("\u00a0", " ").split())
+    assert {"effective", "condition", "exponent", "stable", "deviations", *eckart.RECIPES} <= words
+    assert {made.make().paper.link for made in eckart.RECIPES.values()} <= words
+    for row in found.rows:
+        (line,) = [
+            line
+            for line in text.splitlines()
+            if (line and row.name.endswith(f".{line.split()[0]}")) or row.name in line
+        ]
+        assert f"{row.spectrum.stable_rank:.4g}" in line.split()
+        assert f"{row.spectrum.effective_rank:.4g}" in line.split()
+        assert str(row.spectrum.rank_for(0.999)) in line.split()
 
 
 # ---- progress -------------------------------------------------------------------------------------------------------

@@ -11,22 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import CALIBRATED, Killer, Outcome, calibration_text, cli, edit_json, edit_tensor, executable, tiny, tree
+from runs import (
+    CALIBRATED,
+    SEQUENTIAL,
+    Killer,
+    Outcome,
+    calibration_text,
+    cli,
+    edit_json,
+    edit_tensor,
+    executable,
+    tiny,
+    tree,
+)
 
 import eckart
 from eckart.errors import EckartError
 from eckart.model import engine
 from eckart.model.engine import work_folder
 
-SEQUENTIAL = """
-statistics = "compressed"
-[metric]
-part = "Gram"
-[approx]
-part = "LowRank"
-[allocate]
-part = "EqualMarginalLoss"
-"""
 # With the embedding and the head there are pieces outside of the blocks, and every candidate has an embedding of its own.
 OUTSIDE = ("--only", "q_proj", "--only", "embed_tokens", "--only", "lm_head")
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -84,7 +87,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     folder = tmp_path_factory.mktemp("ground")
     tiny(folder / "model", sharded=True)
     calibration_text(folder / "text.txt")
-    (folder / "sequential.toml").write_text(SEQUENTIAL)
+    (folder / "sequential.toml").write_text(SEQUENTIAL.format("EqualMarginalLoss"))
     return Ground(folder, {})
 
 

@@ -12,22 +12,13 @@ from typing import Any
 import pytest
 import torch
 from models import ARCHITECTURES
-from runs import CALIBRATED, calibration_text, cli, edit_json, edit_tensor, file_of, flip_byte, tiny, tree
+from runs import CALIBRATED, SEQUENTIAL, calibration_text, cli, edit_json, edit_tensor, file_of, flip_byte, tiny, tree
 from safetensors import safe_open
 
 import eckart
 from eckart.errors import EckartError
 from eckart.model.tensorfile import tensor_bytes
 
-SEQUENTIAL = """
-statistics = "compressed"
-[metric]
-part = "Gram"
-[approx]
-part = "LowRank"
-[allocate]
-part = "{}"
-"""
 RECIPES: dict[str, tuple[str, ...]] = {
     "svd": ("--recipe", "svd"),
     "svd allocated": ("--recipe", "svd", "--ranks", "allocated"),

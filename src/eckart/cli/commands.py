@@ -173,7 +173,7 @@ def densify(
         show.print_json({"folder": str(made)})
     else:
         print_peak_memory()
-        show.out().print(f"A stock checkpoint lies in {made}", highlight=False)
+        show.out().print(f"A stock checkpoint lies in {made}")
 
 
 def evaluate(
@@ -237,7 +237,7 @@ def demo(
     """Compress the small model that comes with eckart, check it, and evaluate it before and after."""
     folder = output or Path(tempfile.mkdtemp(prefix="eckart-demo-")) / "compressed"
     console = show.out()
-    console.print(f"Compressing the bundled model to {keep:.0%} of its linear maps ...", highlight=False)
+    console.print(f"Compressing the bundled model to {keep:.0%} of its linear maps ...")
     with show.progress() as progress:
         done = eckart.compress(MODEL, folder, keep=keep, progress=progress)
     print_compressed(done)
@@ -247,6 +247,6 @@ def demo(
         found = eckart.verify(folder, MODEL, calibration=CALIBRATION, progress=progress)
     print_scores({"original": before, "compressed": after})
     print_verification(found)
-    console.print(f"\nThe compressed model lies in {folder}", highlight=False)
+    console.print(f"\nThe compressed model lies in {folder}")
     if not found.holds:
         raise VerificationError(f"{folder}: {found.failures[0]}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eckart.cli.show import number, out, percent, plain, table
+from eckart.cli.show import number, out, percent, plain, print_table
 from eckart.model.engine import Compressed, Planned
 from eckart.model.evaluate import Score
 from eckart.model.files import human_bytes
@@ -36,13 +36,13 @@ def print_compressed(done: Compressed) -> None:
     norm = next((m.bounds[0].norm for m in done.matrices if m.rank is not None), "frobenius")
     columns = ("matrix", "shape", "rank", "bytes", f"error ({norm})", "over optimum", "error (spectral)")
     console = out()
-    console.print(table("", columns, rows))
+    print_table(columns, rows)
     console.print()
     _print_sizes(done.target_bytes, done.file_bytes)
     _print_losses(done)
     _print_untouched(done.untouched)
     print_peak_memory()
-    console.print(f"written to {done.folder}", highlight=False)
+    console.print(f"written to {done.folder}")
 
 
 def _print_losses(done: Compressed) -> None:
@@ -50,16 +50,16 @@ def _print_losses(done: Compressed) -> None:
         return
     told = ", ".join(f"{label} {loss:.4f}" for label, loss in sorted(done.losses.items(), key=_original_first))
     console = out()
-    console.print(f"nats per token on the calibration text: {told}", highlight=False)
+    console.print(f"nats per token on the calibration text: {told}")
     if done.kept == "uniform" and "allocated" in done.losses:
-        console.print("allocated ranks came out worse than uniform ones, so uniform ranks were kept", highlight=False)
+        console.print("allocated ranks came out worse than uniform ones, so uniform ranks were kept")
     elif done.kept == "allocated":
-        console.print("allocated ranks were kept", highlight=False)
+        console.print("allocated ranks were kept")
 
 
 def print_peak_memory() -> None:
     """The most memory that this process has held so far, mapped files included."""
-    out().print(f"peak memory {human_bytes(peak_memory())}", highlight=False)
+    out().print(f"peak memory {human_bytes(peak_memory())}")
 
 
 def _original_first(entry: tuple[str, float]) -> tuple[bool, str]:
@@ -70,9 +70,7 @@ def _print_sizes(targets: tuple[int, int], files: tuple[int, int]) -> None:
     console = out()
     for label, (before, after) in (("linear maps", targets), ("weight files", files)):
         share = after / before if before else 1.0
-        console.print(
-            f"{label:<13} {human_bytes(before):>9} -> {human_bytes(after):>9}  ({share:.4f} of before)", highlight=False
-        )
+        console.print(f"{label:<13} {human_bytes(before):>9} -> {human_bytes(after):>9}  ({share:.4f} of before)")
 
 
 def _print_untouched(untouched: Sequence[Untouched]) -> None:
@@ -81,7 +79,7 @@ def _print_untouched(untouched: Sequence[Untouched]) -> None:
         reasons.setdefault(entry.reason, []).append(entry.name)
     for reason, names in reasons.items():
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        out().print(f"left as it is: {', '.join(names[:3])}{more}: {reason}", highlight=False)
+        out().print(f"left as it is: {', '.join(names[:3])}{more}: {reason}")
 
 
 def print_plan(plan: Planned) -> None:
@@ -98,15 +96,14 @@ def print_plan(plan: Planned) -> None:
         for row in plan.rows
     ]
     console = out()
-    console.print(table("", ("matrix", "shape", "operator", "rank", "bytes", "predicted error"), rows))
+    print_table(("matrix", "shape", "operator", "rank", "bytes", "predicted error"), rows)
     console.print()
     _print_sizes(plan.target_bytes, plan.file_bytes)
     _print_untouched(plan.untouched)
-    console.print(f"temporary activation files: {human_bytes(plan.scratch_bytes)}", highlight=False)
+    console.print(f"temporary activation files: {human_bytes(plan.scratch_bytes)}")
     console.print(
         f"nothing was written to the output; measurements are kept in {plan.work_folder}, and the same command "
         "without --dry-run goes on from them",
-        highlight=False,
     )
 
 
@@ -166,7 +163,7 @@ def print_scores(scores: Mapping[str, Mapping[str, Score]]) -> None:
         for model, texts in scores.items()
         for text, score in texts.items()
     ]
-    out().print(table("", ("model", "text", "tokens", "nats per token", "perplexity"), rows, left=2))
+    print_table(("model", "text", "tokens", "nats per token", "perplexity"), rows, left=2)
 
 
 def scores_json(scores: Mapping[str, Score]) -> dict[str, Any]:
@@ -181,15 +178,15 @@ def print_verification(found: Verification) -> None:
     """What was checked and what failed."""
     console = out()
     told = ", ".join(f"{count} {kind}" for kind, count in found.checked.items())
-    console.print(f"checked: {told}", highlight=False)
+    console.print(f"checked: {told}")
     for entry in found.not_rechecked:
-        console.print(f"not rechecked: {entry}", highlight=False)
+        console.print(f"not rechecked: {entry}")
     for failure in found.failures[:10]:
-        console.print(f"FAILED: {plain(failure)}", highlight=False)
+        console.print(f"FAILED: {plain(failure)}")
     if len(found.failures) > 10:
-        console.print(f"and {len(found.failures) - 10} more", highlight=False)
+        console.print(f"and {len(found.failures) - 10} more")
     if found.holds:
-        console.print("everything that was checked holds", highlight=False)
+        console.print("everything that was checked holds")
 
 
 def print_spectra(found: Inspection) -> None:
@@ -222,7 +219,7 @@ def print_spectra(found: Inspection) -> None:
         "condition",
         "tail exponent",
     )
-    out().print(table("", columns, rows))
+    print_table(columns, rows)
 
 
 def print_recipes(entries: Sequence[Recipe]) -> None:
@@ -231,8 +228,12 @@ def print_recipes(entries: Sequence[Recipe]) -> None:
     for entry in entries:
         made = entry.make()
         needs = ", ".join(sorted(need.name.lower() for need in made.needs)) or "nothing"
-        rows.append((entry.key, entry.family, made.paper.link, needs, str(len(made.paper.deviations)), entry.summary))
-    out().print(table("", ("key", "family", "paper", "needs", "deviations", "what it does"), rows, left=6))
+        rows.append((entry.key, entry.family, made.paper.link, needs, str(len(made.paper.deviations))))
+    print_table(("key", "family", "paper", "needs", "deviations"), rows, left=4)
+    console = out()
+    console.print()
+    for entry in entries:
+        console.print(f"{entry.key}: {entry.summary}")
 
 
 def recipe_json(entry: Recipe) -> dict[str, Any]:
@@ -253,12 +254,12 @@ def print_recipe(entry: Recipe) -> None:
     """One recipe with its parts, needs and deviations."""
     record = recipe_json(entry)
     console = out()
-    console.print(f"{entry.key} ({entry.family}): {entry.summary}", highlight=False)
-    console.print(f"paper: {record['paper']['title']}, {record['paper']['link']}", highlight=False)
-    console.print(f"needs: {', '.join(record['needs']) or 'nothing'}", highlight=False)
+    console.print(f"{entry.key} ({entry.family}): {entry.summary}")
+    console.print(f"paper: {record['paper']['title']}, {record['paper']['link']}")
+    console.print(f"needs: {', '.join(record['needs']) or 'nothing'}")
     for role, part in record["parts"].items():
         told = part if isinstance(part, str) else " ".join(f"{k}={v}" for k, v in part.items() if k != "part")
         name = "" if isinstance(part, str) else part["part"]
-        console.print(f"{role}: {name} {told}".rstrip().replace("  ", " "), highlight=False)
+        console.print(f"{role}: {name} {told}".rstrip().replace("  ", " "))
     for deviation in record["deviations"]:
-        console.print(f"deviation: {deviation}", highlight=False)
+        console.print(f"deviation: {deviation}")

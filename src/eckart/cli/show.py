@@ -7,9 +7,11 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import NoReturn
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,7 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 from eckart.model.run import Progress as Told
 from eckart.model.run import quiet
@@ -29,8 +31,9 @@ LONGEST = 690  # characters of a sentence; the way out at its end is always show
 
 def out() -> Console:
     """Where results go. Not a terminal: no colours, and lines as wide as they need to be."""
+    # A name with brackets is no markup, and a number in a name no number.
     if sys.stdout.isatty():
-        return Console(markup=False)  # a name with brackets is no markup
+        return Console(highlight=False, markup=False)
     return Console(width=200, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -73,16 +76,18 @@ def progress() -> Iterator[Told]:
     if not sys.stderr.isatty():
         yield quiet
         return
+    fixed = Column(no_wrap=True, overflow="ignore")
     columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[piece]}", style="dim", markup=False),
+        TextColumn("{task.description}", table_column=fixed),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=fixed),
+        TimeElapsedColumn(table_column=fixed),
+        TextColumn("left", table_column=fixed),
+        TimeRemainingColumn(table_column=fixed),
+        # The only column that gives way on a narrow terminal.
+        TextColumn("{task.fields[piece]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def told(stage: str, done: int, total: int, piece: str) -> None:
@@ -93,14 +98,44 @@ def progress() -> Iterator[Told]:
         yield told
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
-    """A table whose first ``left`` columns are text and whose others are numbers."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """Print a table whose first ``left`` columns are text and whose others are numbers; nothing of it is ever cut off.
+
+    Where it is wider than the terminal, headings take a line a word, and what all names of the first column begin with is
+    said once above. A table that is still too wide is left to the terminal to wrap.
+    """
+    console = out()
+    made = _table(console, columns, rows, left)
+    if console.is_terminal and made.width is not None and made.width > console.width:
+        shared = shared_prefix([row[0] for row in rows])
+        if shared:
+            console.print(f"names below {shared[:-1]}")
+        headings = [column.replace(" %", "\u00a0%").replace(" ", "\n") for column in columns]
+        made = _table(console, headings, [(row[0].removeprefix(shared), *row[1:]) for row in rows], left)
+    console.print(made, soft_wrap=True)
+
+
+def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Table:
+    """A table as wide as what is in it."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index < left else "right", overflow="fold", no_wrap=index > 0)
+        made.add_column(column, justify="left" if index < left else "right", no_wrap=True)
     for row in rows:
         made.add_row(*row)
+    made.width = Measurement.get(console, console.options.update(max_width=10_000), made).maximum
     return made
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """What several dotted names begin with, up to a dot and its own last part excluded.
+
+    >>> shared_prefix(["model.layers.0.q_proj", "model.layers.10.q_proj"]), shared_prefix(["a.b"]), shared_prefix(["a.b", "c"])
+    ('model.layers.', '', '')
+    """
+    if len(names) < 2:
+        return ""
+    levels = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def percent(value: float) -> str:

@@ -258,11 +258,11 @@ def _check_budget(skeleton: Skeleton, targets: Sequence[Target], request: Reques
 def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
     """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
     slots = {target.name: target.slot() for target in run.targets}
-    uniform = _within_budget(run, Uniform(), slots)
     if Need.SENSITIVITY not in run.recipe.allocate.needs:
         own = _within_budget(run, run.recipe.allocate, slots)
-        return {"uniform": own.ranks}, own.gap, {}
+        return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}
     priced, loss = survey(run)
+    uniform = _within_budget(run, Uniform(), slots)
     allocated = _within_budget(run, run.recipe.allocate, priced)
     return {"allocated": allocated.ranks, "uniform": uniform.ranks}, allocated.gap, {"original": loss}
 

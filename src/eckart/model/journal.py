@@ -58,11 +58,6 @@ class Journal:
                 raise cannot_write(folder, error, "choose another output") from error
             raise
 
-    @property
-    def resumed(self) -> bool:
-        """Whether there were finished pieces when it was opened."""
-        return bool(self._done)
-
     def _resume(self, header: Json) -> IO[bytes]:
         path = self.folder / JOURNAL
         good = 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eckart.allocate.slots import Rank
-from eckart.model.checkpoint import INDEX, Checkpoint
+from eckart.model.checkpoint import Checkpoint
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target
 from eckart.model.tensorfile import TensorSpec, file_bytes
@@ -93,6 +93,3 @@ def index_table(pieces: Mapping[str, Sequence[Piece]]) -> dict[str, object] | No
     total = sum(piece.spec.nbytes for table in pieces.values() for piece in table)
     names = {piece.spec.name: file for file, table in pieces.items() for piece in table}
     return {"metadata": {"total_size": total}, "weight_map": names}
-
-
-__all__ = ["INDEX", "Piece", "factor_shapes", "index_table", "layout", "metadata", "modules_entry", "output_bytes"]
