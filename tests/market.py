@@ -4,9 +4,11 @@ A law about matrices is tested on all of ``MATRICES``; a law about errors also u
 """
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import MappingProxyType
 
 import numpy as np
+import pytest
 import scipy.linalg
 import torch
 from torch import Generator, Tensor
@@ -95,6 +97,16 @@ def metrics_for(n: int) -> dict[str, Metric]:
     }
 
 
+# Every module that asks whether a matrix is small enough for LAPACK.
+SIZED = ("kernels.svd", "kernels.norms", "linalg.enclosure", "linalg.truncated", "metric")
+
+
+def as_if_large(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Send matrices of any size down the routes of large ones, in all modules or in these."""
+    for name in modules or SIZED:
+        monkeypatch.setattr(import_module(f"eckart.{name}"), "LAPACK_SIDE", 0)
+
+
 METRICS = tuple(metrics_for(1))
 
 
@@ -111,9 +123,9 @@ def lapack_values(a: Tensor | np.ndarray) -> np.ndarray:
 
 def whitened(w: Tensor, metric: Metric) -> np.ndarray:
     """``w @ R`` by NumPy, whatever the form of R."""
-    if metric.right is None:
+    if metric.root is None:
         return float64(w)
-    right = float64(metric.right)
+    right = float64(metric.root)
     return float64(w) @ (np.diag(right) if right.ndim == 1 else right)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from eckart.bound import Bound
 from eckart.operator import Operator
@@ -13,9 +12,9 @@ from eckart.operator import Operator
 class Fit:
     """An operator and its bounds, the first of them in the metric that the fit minimised.
 
-    ``info`` holds figures of the computation (for instance the algorithm's residual); it is never needed to use ``op``.
+    ``how`` says which algorithm was taken and why.
     """
 
     op: Operator
     bounds: tuple[Bound, ...]
-    info: Mapping[str, float] = field(default_factory=dict)
+    how: str

@@ -17,6 +17,9 @@ class Prepared(Protocol):
     def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
         """The approximation of this rank with factors stored in ``dtype``."""
 
+    def error(self, rank: int, rng: Generator) -> float:
+        """The error in the metric that ``fit`` will come to, but for the rounding of its factors."""
+
 
 class Approximator(Protocol):
     """Projects matrices onto a set, in a metric.

@@ -1,7 +1,22 @@
-"""Factorisations of plain tensors, with stated rounding errors; usable without the rest of the library."""
+"""Factorisations with bounds on how far they are from the best possible; needs torch alone."""
 
-from eckart.linalg.norms import SpectralNorm, spectral_norm
-from eckart.linalg.svd import SVD, fix_signs, singular_values, svd
-from eckart.linalg.symmetric import psd_root
+from eckart.kernels.norms import SpectralNorm, spectral_norm
+from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
+from eckart.kernels.symmetric import psd_root
+from eckart.linalg.enclosure import Optimum, measured_bounds
+from eckart.linalg.truncated import ACCURACY, Truncation, truncated_svd
 
-__all__ = ["SVD", "SpectralNorm", "fix_signs", "psd_root", "singular_values", "spectral_norm", "svd"]
+__all__ = [
+    "ACCURACY",
+    "SVD",
+    "Optimum",
+    "SpectralNorm",
+    "Truncation",
+    "fix_signs",
+    "measured_bounds",
+    "psd_root",
+    "singular_values",
+    "spectral_norm",
+    "svd",
+    "truncated_svd",
+]

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eckart.kernels.svd import EPS, SAFETY
 from eckart.linalg import SVD, singular_values
-from eckart.linalg.svd import EPS, SAFETY
 from eckart.operator import Factors, Operator
 
 ENERGIES = (0.9, 0.99, 0.999)  # the shares of the energy whose ranks a summary reports

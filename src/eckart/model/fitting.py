@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Generator, Tensor
 
 from eckart.allocate.slots import Rank
 from eckart.bound import Bound
-from eckart.linalg import singular_values
+from eckart.linalg import spectral_norm
 from eckart.metric import Metric
-from eckart.model.run import Run, observed
+from eckart.model.run import Run, observed, side_by_side
 from eckart.model.survey import embed_original, original
 from eckart.model.targets import Target
 from eckart.model.tensorfile import write_all
-from eckart.operator import Factors
+from eckart.operator import Factors, Operator
 from eckart.stats import Moments
 
 Ranks = Mapping[str, Rank]
@@ -66,18 +66,24 @@ def _fit_block(
     metrics = run.metrics(targets, moments)
     records: dict[str, dict[str, object]] = {label: {} for label in candidates}
     tensors: dict[str, dict[str, Tensor]] = {label: {} for label in candidates}
-    for target in targets:
+
+    def fit(target: Target) -> dict[str, tuple[Operator | None, tuple[Bound, ...]]]:
         weight = run.weight(target)
-        wanted = {label: ranks[target.name] for label, ranks in candidates.items()}
-        factored = {label: rank for label, rank in wanted.items() if rank is not None}
-        prepared = run.recipe.approx.prepare(weight, metrics[target.name]) if factored else None
-        for label, rank in wanted.items():
-            if rank is None or prepared is None:
-                records[label][target.name] = [bound.to_json() for bound in exact_bounds(weight)]
-                continue
-            fit = prepared.fit(rank, dtype=target.dtype, rng=run.rng(f"{target.name}/norm"))
-            records[label][target.name] = [bound.to_json() for bound in fit.bounds]
-            for name, tensor in fit.op.tensors().items():
+        prepared = run.recipe.approx.prepare(weight, metrics[target.name])
+        found: dict[str, tuple[Operator | None, tuple[Bound, ...]]] = {}
+        for label, ranks in candidates.items():
+            rank, rng = ranks[target.name], run.rng(f"{target.name}/norm")
+            if rank is None:
+                found[label] = None, exact_bounds(weight, rng)
+            else:
+                fitted = prepared.fit(rank, dtype=target.dtype, rng=rng)
+                found[label] = fitted.op, fitted.bounds
+        return found
+
+    for target, found in zip(targets, side_by_side(fit, targets), strict=True):
+        for label, (op, bounds) in found.items():
+            records[label][target.name] = [bound.to_json() for bound in bounds]
+            for name, tensor in op.tensors().items() if op else ():
                 tensors[label][f"{target.name}:{name}"] = tensor.cpu()
         run.progress("fit", run.targets.index(target) + 1, len(run.targets), target.name)
     for label, table in tensors.items():
@@ -85,10 +91,9 @@ def _fit_block(
     return records, [factors_file(label, block) for label in candidates]
 
 
-def exact_bounds(weight: Tensor) -> tuple[Bound, ...]:
+def exact_bounds(weight: Tensor, rng: Generator) -> tuple[Bound, ...]:
     """The bounds of a matrix that is stored as it was."""
-    top = singular_values(weight).s
-    scales = {"frobenius": Metric.plain().norm(weight), "spectral": float(top[0]) if len(top) else 0.0}
+    scales = {"frobenius": Metric.plain().norm(weight), "spectral": spectral_norm(weight, rng).value}
     return tuple(Bound(norm=name, lower=0.0, achieved=0.0, upper=0.0, scale=scale) for name, scale in scales.items())
 
 

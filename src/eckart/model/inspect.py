@@ -13,7 +13,7 @@ from eckart.measure import Spectrum, spectrum
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.densify import OperatorModules
 from eckart.model.quantizer import METHOD
-from eckart.model.run import Progress, quiet
+from eckart.model.run import Progress, quiet, side_by_side
 from eckart.model.targets import Untouched, matches, natural
 from eckart.operator import Dense, Factors, Operator, kind_of, nbytes
 
@@ -71,7 +71,7 @@ def inspect(
     """The spectrum of every floating-point matrix that a checkpoint stores: maps, embeddings, head, experts.
 
     ``model`` is a local Hugging Face directory or a hub id, original or compressed by this library. Names and shapes on
-    disk decide, the model itself is not built; one matrix is in memory at a time. ``only`` and ``exclude`` are patterns
+    disk decide, the model itself is not built; one matrix per thread is in memory at a time. ``only`` and ``exclude`` are patterns
     on the names of the rows. Tensors of one dimension are passed over; those of three or more, and codes that are no
     plain floating-point numbers, are listed as untouched.
 
@@ -87,16 +87,18 @@ def inspect(
     if not chosen:
         left = "is left by --only and --exclude" if only or exclude else "is stored in it"
         raise EckartError(f"{checkpoint.folder}: no floating-point matrix {left}")
+
+    def measure(name: str) -> MatrixRow:
+        if operators is None or name not in factored:
+            return _row(name, Dense(checkpoint.read_finite(dense[name])))
+        for disk in factored[name]:
+            checkpoint.read_finite(disk)
+        return _row(name, operators.read(name))
+
     rows = []
-    for done, name in enumerate(chosen, start=1):
-        if operators and name in factored:
-            for disk in factored[name]:
-                checkpoint.read_finite(disk)
-            row = _row(name, operators.read(name))
-        else:
-            row = _row(name, Dense(checkpoint.read_finite(dense[name])))
+    for row in side_by_side(measure, chosen):
         rows.append(row)
-        progress("inspect", done, len(chosen), name)
+        progress("inspect", len(rows), len(chosen), row.name)
     kept = [u for u in untouched if _chosen(u.name, only, exclude)]
     return Inspection(tuple(rows), tuple(sorted(kept, key=lambda u: natural(u.name))))
 

@@ -9,23 +9,22 @@ from pathlib import Path
 
 from torch import Tensor
 
-from eckart.approx import measured_bounds
 from eckart.bound import Bound
 from eckart.errors import EckartError
-from eckart.linalg import singular_values
+from eckart.linalg import Optimum, measured_bounds, singular_values
 from eckart.metric import Metric
 from eckart.model.certificate import CalibrationRecord, MatrixRecord
 from eckart.model.compression import Statistics
 from eckart.model.densify import OperatorModules
 from eckart.model.files import sha256_of
 from eckart.model.fitting import exact_bounds
-from eckart.model.run import metric_for, observed, observed_name, seeded
+from eckart.model.run import metrics_for, observed, seeded
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text
 from eckart.model.walk import Walk
-from eckart.operator import Dense, Operator
+from eckart.operator import Dense, Factors, Operator
 from eckart.stats import MetricRule, Need
 
 
@@ -34,12 +33,17 @@ def figures(
 ) -> tuple[Bound, ...]:
     """The bounds of a recorded matrix in this metric, in the Frobenius and in the spectral norm."""
     weight = target.read(skeleton.checkpoint)
-    if record.rank is None:
-        return exact_bounds(weight)
-    plain = singular_values(weight)
-    whitened = plain if metric.right is None else metric.singular_values(weight)
     rng = seeded(seed, f"{target.name}/norm")
-    return measured_bounds(weight, modules.read(target.name), metric, whitened, plain, record.rank, rng=rng)
+    if record.rank is None:
+        return exact_bounds(weight, rng)
+    op = modules.read(target.name)
+    assert isinstance(op, Factors)  # no other kind is written
+    probable = any("lower" in (bound.delta or {}) for bound in record.bounds)
+    optimum = None
+    if not (probable and metric.is_diagonal):
+        plain = singular_values(weight)
+        optimum = Optimum(plain if metric.is_plain else metric.singular_values(weight), plain)
+    return measured_bounds(weight, op, metric, optimum, rng=rng)
 
 
 def recorded_walk(skeleton: Skeleton, facts: CalibrationRecord, calibration: Path) -> Walk:
@@ -63,7 +67,7 @@ def same_windows(walk: Walk, facts: CalibrationRecord) -> bool:
 
 def metrics(
     walk: Walk, targets: list[Target], modules: OperatorModules, rule: MetricRule, statistics: Statistics
-) -> Iterator[tuple[Target, Metric]]:
+) -> Iterator[list[tuple[Target, Metric]]]:
     """Each target with its metric, the statistics taken anew, one block at a time."""
     gram = Need.GRAM in rule.needs
     with tempfile.TemporaryDirectory(prefix="eckart-verify-") as scratch:
@@ -82,8 +86,8 @@ def metrics(
                 if changed:  # the next block saw what the compressed one gives
                     walk.run_block(block, here, there, instead=changed)
                 here, there = there, here
-            for target in inside:
-                yield target, metric_for(rule, moments.get(observed_name(target)))
+            found = metrics_for(rule, inside, moments)
+            yield [(target, found[target.name]) for target in inside]
 
 
 def _instead(

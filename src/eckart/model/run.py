@@ -6,9 +6,11 @@ import hashlib
 import os
 import platform
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import torch
@@ -28,6 +30,9 @@ from eckart.stats import MetricRule, Moments, Need
 
 # Told after every finished piece: the stage, how many pieces of it are done and how many there are, and the piece.
 Progress = Callable[[str, int, int, str], None]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def quiet(stage: str, done: int, total: int, piece: str) -> None:
@@ -125,20 +130,33 @@ class Run:
         return target.read(self.checkpoint).to(self.request.device)
 
     def metrics(self, targets: Sequence[Target], moments: dict[str, Moments]) -> dict[str, Metric]:
-        """The recipe's metric for each target; maps that share their input share the metric and its one decomposition."""
-        made: dict[int, Metric] = {}
-        found: dict[str, Metric] = {}
-        for target in targets:
-            seen = moments.get(observed_name(target))
-            if id(seen) not in made:
-                made[id(seen)] = metric_for(self.recipe.metric, seen)
-            found[target.name] = made[id(seen)]
-        return found
+        """The recipe's metric for each target; maps that share their input share the metric and its one root."""
+        return metrics_for(self.recipe.metric, targets, moments)
 
     @property
     def wants_gram(self) -> bool:
         """Whether second moments must be collected."""
         return Need.GRAM in self.recipe.metric.needs
+
+
+def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """``work`` on every item, in their order: as many at a time as torch has threads, each on a single one.
+
+    Decompositions of single matrices run faster so than one after another with all threads, and a busy core delays
+    only its own matrix. What comes out does not depend on how many run at a time.
+    """
+    threads = torch.get_num_threads()
+
+    def alone(item: Item) -> Result:
+        torch.set_num_threads(1)
+        return work(item)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="eckart")
+    try:
+        yield from pool.map(alone, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def seeded(seed: int, purpose: str) -> Generator:
@@ -157,9 +175,19 @@ def observed(targets: Sequence[Target]) -> list[str]:
     return [observed_name(target) for target in targets if not target.looked_up or target.twins]
 
 
-def metric_for(rule: MetricRule, moments: Moments | None) -> Metric:
-    """The rule's metric, or the plain one where nothing was seen (an embedding, an expert that is never chosen)."""
-    return Metric.plain() if moments is None else rule(moments)
+def metrics_for(rule: MetricRule, targets: Sequence[Target], moments: Mapping[str, Moments]) -> dict[str, Metric]:
+    """The rule's metric for each target, one for all that share their input.
+
+    Where nothing was seen (an embedding, an expert that is never chosen) it is the plain one.
+    """
+    made: dict[int, Metric] = {}
+    found: dict[str, Metric] = {}
+    for target in targets:
+        seen = moments.get(observed_name(target))
+        if id(seen) not in made:
+            made[id(seen)] = Metric.plain() if seen is None else rule(seen)
+        found[target.name] = made[id(seen)]
+    return found
 
 
 def environment() -> dict[str, object]:

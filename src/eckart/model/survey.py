@@ -7,7 +7,7 @@ from torch import Tensor
 
 from eckart.allocate import Slot
 from eckart.allocate.slots import Rank
-from eckart.model.run import Run, observed, observed_name
+from eckart.model.run import Run, observed, observed_name, side_by_side
 from eckart.model.targets import Target
 from eckart.model.tensorfile import write_all
 from eckart.stats import Moments, Need
@@ -59,9 +59,14 @@ def _measure(run: Run, block: int | None, moments: dict[str, Moments]) -> dict[s
     curves: dict[str, Tensor] = {}
     scales: dict[str, float] = {}
     metrics = run.metrics(run.in_block(block), moments)
-    for target in run.in_block(block):
+    targets = run.in_block(block)
+
+    def curve(target: Target) -> Tensor:
+        return run.recipe.approx.curve(run.weight(target), metrics[target.name]).cpu()
+
+    for target, measured in zip(targets, side_by_side(curve, targets), strict=True):
         metric = metrics[target.name]
-        curves[target.name] = run.recipe.approx.curve(run.weight(target), metric).cpu()
+        curves[target.name] = measured
         seen = moments.get(observed_name(target))
         # One entry of a looked-up embedding's one-hot input is 1; a map that is never called costs nothing.
         energy = (1.0 if target.looked_up else 0.0) if seen is None else seen.energy / run.walking().windows.numel()
@@ -167,7 +172,9 @@ def predicted_error(run: Run, target: Target, rank: Rank) -> float:
     if rank is None:
         return 0.0
     if run.walk is None:
-        curve = run.recipe.approx.curve(run.weight(target), run.metrics([target], {})[target.name])
-    else:
-        curve = load_file(run.file(_curves(target.block)))[target.name]
+        weight, metric = run.weight(target), run.metrics([target], {})[target.name]
+        scale = metric.norm(weight)
+        error = run.recipe.approx.prepare(weight, metric).error(rank, run.rng(f"{target.name}/norm")) if scale else 0.0
+        return error / scale if scale else 0.0
+    curve = load_file(run.file(_curves(target.block)))[target.name]
     return float((curve[rank] / curve[0]).sqrt()) if curve[0] > 0 else 0.0

@@ -51,8 +51,8 @@ def compose(table: Mapping[str, Any], origin: str) -> Compress:
     """The recipe that a table describes, the inverse of ``Compress.describe``.
 
     >>> table = {"metric": {"part": "Plain"}, "approx": {"part": "LowRank"}, "allocate": {"part": "Uniform"}}
-    >>> compose(table, "example").describe() == table | {"statistics": "original"}
-    True
+    >>> compose(table, "example").describe()["approx"]
+    {'part': 'LowRank', 'accuracy': 0.002}
     """
     unknown = sorted(set(table) - {*PARTS, "statistics"})
     if unknown:

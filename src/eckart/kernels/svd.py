@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,28 @@ class SVD:
         return max(0.0, math.sqrt(max(0.0, value**2 - self.slack_sq)) - self.slack)
 
 
+def gram_svd(gram: Tensor, rounding: float, *, vectors: bool = True) -> SVD:
+    """The decomposition of a matrix A known by ``gram = A @ A.T`` (m, m), float64, of which the lower triangle is read.
+
+    ``rounding`` bounds, in the Frobenius norm, what forming the product did to it.
+
+    >>> f = gram_svd(torch.diag(torch.tensor([4.0, 9.0], dtype=torch.float64)), 0.0)
+    >>> f.s.tolist(), f.u.tolist()
+    ([3.0, 2.0], [[0.0, 1.0], [1.0, 0.0]])
+    """
+    if not bool(torch.isfinite(gram).all()):
+        raise ValueError(f"the {len(gram)} x {len(gram)} Gram matrix holds NaN or infinity")
+    # Hoffman–Wielandt bounds the eigenvalue errors in the Euclidean norm; the root turns that into one of their sum.
+    own = SAFETY * EPS * len(gram) * float(torch.linalg.vector_norm(gram))
+    slack_sq = math.sqrt(len(gram)) * (rounding + own)
+    if vectors:
+        energies, u = torch.linalg.eigh(gram)
+        u = fix_signs(u.flip(1))
+    else:
+        energies, u = torch.linalg.eigvalsh(gram), gram.new_zeros(len(gram), 0)
+    return SVD(u=u, s=energies.flip(0).clamp(min=0).sqrt(), slack=0.0, slack_sq=slack_sq)
+
+
 def fix_signs(u: Tensor) -> Tensor:
     """Flip columns so that the entry of largest magnitude is positive (the first one where several tie).
 
@@ -84,13 +106,10 @@ def svd(a: Tensor) -> SVD:
         u, s = _lapack(a)
         return SVD(u=fix_signs(u), s=s, slack=_rounding(a), slack_sq=0.0)
     if m <= n:
-        energies, u = torch.linalg.eigh(a @ a.T)
-        energies, u = energies.flip(0), u.flip(1)
-    else:
-        energies, v = torch.linalg.eigh(a.T @ a)
-        energies = energies.flip(0)
-        u = torch.linalg.qr(a @ v.flip(1)).Q  # for the smallest values any orthonormal completion serves
-    return SVD(u=fix_signs(u), s=energies.clamp(min=0).sqrt(), slack=0.0, slack_sq=_gram_rounding(a))
+        return gram_svd(a @ a.T, _gram_rounding(a))
+    turned = gram_svd(a.T @ a, _gram_rounding(a))
+    u = torch.linalg.qr(a @ turned.u).Q  # for the smallest values any orthonormal completion serves
+    return replace(turned, u=fix_signs(u))
 
 
 def singular_values(a: Tensor) -> SVD:
@@ -107,8 +126,7 @@ def singular_values(a: Tensor) -> SVD:
     if min(m, n) <= LAPACK_SIDE:
         s = torch.linalg.svdvals(a if m >= n else a.T)
         return SVD(u=none, s=s, slack=_rounding(a), slack_sq=0.0)
-    energies = torch.linalg.eigvalsh(a @ a.T if m <= n else a.T @ a).flip(0)
-    return SVD(u=none, s=energies.clamp(min=0).sqrt(), slack=0.0, slack_sq=_gram_rounding(a))
+    return gram_svd(a @ a.T if m <= n else a.T @ a, _gram_rounding(a), vectors=False)
 
 
 def _checked(a: Tensor) -> Tensor:
@@ -133,6 +151,5 @@ def _rounding(a: Tensor) -> float:
 
 
 def _gram_rounding(a: Tensor) -> float:
-    # Hoffman–Wielandt bounds the eigenvalue errors in the Euclidean norm; the root turns that into one of their sum.
-    energy = float(torch.linalg.vector_norm(a)) ** 2
-    return SAFETY * EPS * max(a.shape) * math.sqrt(min(a.shape)) * energy
+    """What rounding may have done to the smaller Gram matrix, in the Frobenius norm: sums of ``max(m, n)`` products."""
+    return max(a.shape) * EPS * float(torch.linalg.vector_norm(a)) ** 2

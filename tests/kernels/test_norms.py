@@ -7,7 +7,7 @@ from market import MATRICES, gaussian, generator, lapack_values, orthonormal, wi
 
 from eckart.linalg import spectral_norm
 
-NORMS = import_module("eckart.linalg.norms")
+NORMS = import_module("eckart.kernels.norms")
 ROUNDING = 1e-12  # relative; what LAPACK and products in float64 may be off by
 
 
@@ -44,7 +44,7 @@ def test_enclosure_by_probes(name: str) -> None:
         bound = spectral_norm(a, generator(seed))
         assert bound.delta == (1e-10 if truth else 0.0)
         assert bound.value <= truth * (1 + ROUNDING)
-        assert truth <= bound.upper <= 1.13 * truth  # nothing measured here comes above 1.09
+        assert truth <= bound.upper <= 1.29 * truth  # nothing measured here comes above 1.26
         assert bound.value >= 0.9 * truth
 
 
@@ -61,7 +61,7 @@ def test_enclosure_by_probes_of_spectra_that_are_hard_for_products(kind: str, sh
     for seed in range(30):
         bound = spectral_norm(with_spectrum(*shape, s, seed), generator(seed))
         assert bound.value <= 1 + ROUNDING
-        assert 1 - ROUNDING <= bound.upper <= 1.13
+        assert 1 - ROUNDING <= bound.upper <= 1.29
 
 
 @pytest.mark.usefixtures("by_probes")
@@ -78,19 +78,19 @@ def test_the_probability_of_failure_is_what_is_stated(monkeypatch: pytest.Monkey
     failed = sum(bound.upper <= 7.0 * (1 + 1e-11) for bound in bounds)
     assert {bound.delta for bound in bounds} == {0.1}
     assert 0.06 <= failed / trials <= 0.14
-    # And where it holds, it is the formula: 10 sqrt(2/pi) |g|, to the power 1 / 49.
+    # And where it holds, it is the formula: 10 sqrt(2/pi) |g|, to the power 1 / 17.
     exact = math.erf(0.5 / math.sqrt(2))  # probability that |g| is below 0.5
-    small = sum(bound.upper <= 7.0 * (10 * math.sqrt(2 / math.pi) * 0.5) ** (1 / 49) for bound in bounds)
+    small = sum(bound.upper <= 7.0 * (10 * math.sqrt(2 / math.pi) * 0.5) ** (1 / 17) for bound in bounds)
     assert abs(small / trials - exact) <= 0.06
 
 
 @pytest.mark.usefixtures("by_probes")
 def test_no_overflow_and_no_underflow() -> None:
     a = with_spectrum(20, 12, torch.linspace(1, 0.1, 12, dtype=torch.float64))
-    for scale in (1e-120, 1e-30, 1e30, 1e120):  # to the 49th power beyond every float
+    for scale in (1e-120, 1e-30, 1e30, 1e120):  # to the 17th power beyond every float
         bound = spectral_norm(a * scale, generator())
         assert bound.value <= scale * (1 + ROUNDING)
-        assert scale * (1 - ROUNDING) <= bound.upper <= 1.13 * scale
+        assert scale * (1 - ROUNDING) <= bound.upper <= 1.29 * scale
 
 
 @pytest.mark.usefixtures("by_probes")

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from eckart.linalg import SVD, fix_signs, singular_values, svd
 
-# `eckart.linalg.svd` is also the name of the function, so the module is fetched by its path.
-MODULE = import_module("eckart.linalg.svd")
+# `eckart.kernels.svd` is also the name of the function, so the module is fetched by its path.
+MODULE = import_module("eckart.kernels.svd")
 ROUTES = {"lapack": 10**9, "gram": 0}
 EPS = 2.0**-52
 

@@ -1,0 +1,191 @@
+"""Bounds of a low-rank approximation, measured on its factors as stored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.bound import Bound
+from eckart.kernels.norms import SpectralNorm, frobenius_norm, spectral_norm
+from eckart.kernels.svd import EPS, LAPACK_SIDE, SAFETY, SVD
+from eckart.linalg.factors import Basis, image
+from eckart.metric import Metric
+from eckart.operator import Factors
+
+COARSE = 5e-3  # rounding in float32 may at worst be this share of the error; beyond, the error is formed in float64
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """What exact decompositions say of the best possible errors: of ``target @ R``, and of ``target`` (values suffice)."""
+
+    whitened: SVD
+    plain: SVD
+
+
+@dataclass(frozen=True)
+class _Floors:
+    """Lower bounds on the error of every matrix of the rank, and the largest singular value of the target."""
+
+    tail: float  # Frobenius norm
+    value: float  # spectral norm
+    top: float
+    delta: float  # the probability that ``tail`` fails
+
+
+def measured_bounds(
+    target: Tensor, op: Factors, metric: Metric, optimum: Optimum | None, *, rng: Generator, basis: Basis | None = None
+) -> tuple[Bound, ...]:
+    """The error of ``op`` in the metric, in the Frobenius norm (if that is another) and in the spectral norm.
+
+    With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
+    certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
+    The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
+    bound widens ``upper``.
+
+    Raises ``ValueError`` where no optimum is given and the metric is neither plain nor diagonal.
+    """
+    if optimum is None and not metric.is_diagonal:
+        raise ValueError(f"an error in the {metric.name} metric has bounds from an exact decomposition only")
+    plainly = _Residual.of(target, op)
+    inside = plainly.fine_in(metric) if not metric.is_plain else plainly
+    enclosed = spectral_norm(plainly.error, rng)
+    rank = op.rank
+    if optimum is None:
+        basis = basis or Basis.of(op.left, target)
+        plain = own = _posterior(plainly, op.right, basis, enclosed)
+        if not metric.is_plain:
+            scaled = Basis(basis.q, basis.coordinates, metric.whiten(basis.image))
+            weighed = inside.weighed(metric)
+            own = _posterior(weighed, metric.whiten(op.right), scaled, spectral_norm(weighed.error, rng))
+    else:
+        plain = _exact(optimum.plain, rank)
+        own = _exact(optimum.whitened, rank)
+    bounds = [_frobenius(metric, inside, own)]
+    if not metric.is_plain:
+        bounds.append(_frobenius(Metric.plain(), plainly, plain))
+    achieved = max(enclosed.value - plainly.slack, plain.value)
+    spectral = Bound(
+        norm="spectral",
+        lower=plain.value,
+        achieved=achieved,
+        upper=max(achieved, enclosed.upper) + plainly.slack,
+        scale=plain.top,
+        delta={"upper": enclosed.delta} if enclosed.delta else None,
+    )
+    return (*bounds, spectral)
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """``target - op``, and how far rounding may have put it off in the Frobenius norm."""
+
+    target: Tensor
+    op: Factors
+    error: Tensor
+    slack: float
+    scale: float  # the Frobenius norm of the target
+
+    @cached_property
+    def size(self) -> float:
+        """The Frobenius norm of the error."""
+        return frobenius_norm(self.error)
+
+    def norms(self, metric: Metric) -> tuple[float, float]:
+        """The norms of error and target in a metric."""
+        return (self.size, self.scale) if metric.is_plain else (metric.norm(self.error), metric.norm(self.target))
+
+    @classmethod
+    def of(cls, target: Tensor, op: Factors) -> _Residual:
+        """In float32 where that is fine for a large matrix, else in float64."""
+        if min(target.shape) <= LAPACK_SIDE:
+            return cls._formed(target, op, torch.float64)
+        return cls._formed(target, op, torch.float32).fine_in(Metric.plain())
+
+    def fine_in(self, metric: Metric) -> _Residual:
+        """Itself, or one in float64 where rounding could be more than ``COARSE`` of the error in the metric."""
+        if self.error.dtype == torch.float64 or self.slack * metric.reach <= COARSE * self.norms(metric)[0]:
+            return self
+        return self._formed(self.target, self.op, torch.float64)
+
+    def weighed(self, metric: Metric) -> _Residual:
+        """The same in the coordinates of a diagonal metric."""
+        error = self.error * metric.right.to(self.error)  # type: ignore[union-attr]
+        grain = torch.finfo(error.dtype).eps * frobenius_norm(error)
+        slack = self.slack * metric.reach + grain
+        return _Residual(metric.whiten(self.target), self.op, error, slack, metric.norm(self.target))
+
+    @classmethod
+    def _formed(cls, target: Tensor, op: Factors, dtype: torch.dtype) -> _Residual:
+        left, right, w = (t.to(dtype) for t in (op.left, op.right, target))
+        error = torch.addmm(w, left, right, alpha=-1) if w is target else w.addmm_(left, right, alpha=-1)
+        scale = frobenius_norm(target)
+        # The sum of r products in each entry, its difference from w, and the conversion of what was wider.
+        grain = (op.rank + 3) * torch.finfo(dtype).eps / 2
+        return cls(target, op, error, grain * (frobenius_norm(left) * frobenius_norm(right) + scale), scale)
+
+
+def _exact(found: SVD, rank: int) -> _Floors:
+    top = float(found.s[0]) if len(found.s) else 0.0
+    return _Floors(found.tail_floor(rank), found.value_floor(rank), top, 0.0)
+
+
+def _frobenius(metric: Metric, residual: _Residual, floors: _Floors) -> Bound:
+    norm, scale = residual.norms(metric)
+    achieved = max(norm, floors.tail)  # rounding alone could put a perfect fit below what is possible
+    return Bound(
+        norm=metric.name,
+        lower=floors.tail,
+        achieved=achieved,
+        upper=achieved + residual.slack * metric.reach + metric.slack(residual.error, norm),
+        scale=scale,
+        delta={"lower": floors.delta} if floors.delta else None,
+    )
+
+
+def _posterior(residual: _Residual, right: Tensor, basis: Basis, enclosed: SpectralNorm) -> _Floors:
+    """What an approximation ``L @ right`` itself tells of the best possible error, if only its left factor is good.
+
+    With orthonormal Q spanning L, ``B = Q.T @ W`` and ``N = W - Q @ B``, in the bases Q and its complement ``W @ W.T`` is
+    ``[[B B^T, C^T], [C, N N^T]]`` with ``norm(C) = norm(N B^T)``. For every s > 0 it is at most the block diagonal matrix of
+    ``B B^T + C^T C / s`` and ``N N^T + s``. So with v the square of the spectral norm of N, and b_i the eigenvalues of ``B B^T``,
+    the r largest eigenvalues of ``W W^T`` add up to at most ``sum(max(b_i, v + s)) + norm(C, "fro")**2 / s``; the least of that
+    over s, taken from the energy of W, is left for the error of any matrix of rank r. All but v, known with a
+    probability, is deterministic. The (r + 1)st singular value is at least that of W seen through Q and a few more directions.
+    """
+    error, slack, right = residual.error, residual.slack, right.to(torch.float64)
+    grain = SAFETY * EPS * max(error.shape) * residual.scale
+    size = residual.size
+    length = float(torch.linalg.vector_norm(basis.image))
+    miss = basis.image - basis.coordinates @ right  # what rounding of the right factor left within the span
+    beside = float(torch.linalg.vector_norm(miss))
+    top_of_rest = (enclosed.upper + slack + beside + grain) ** 2
+    cross = (error @ basis.image.T.to(error)).to(torch.float64) - basis.q @ (miss @ basis.image.T)
+    rounding = (max(error.shape) * torch.finfo(error.dtype).eps * size + slack + grain) * length
+    coupling = (float(torch.linalg.vector_norm(cross)) + rounding) ** 2
+    kept = torch.linalg.eigvalsh(basis.image @ basis.image.T).clamp(min=0)  # (r,)
+    largest = max(float(kept.max()), 1e-200)  # of a zero matrix any scale will do
+    steps = largest * torch.logspace(0, -12, 49, dtype=torch.float64, device=kept.device)
+    more = (top_of_rest + steps[:, None] - kept).clamp(min=0).sum(1) + coupling / steps
+    rest = max(0.0, size - slack) ** 2 - beside**2  # norm(N, "fro")**2
+    energy = rest - float(more.min()) - 2 * grain * (length + size)
+    top, value = _through(residual.target, basis, enclosed.directions)
+    return _Floors(math.sqrt(max(energy, 0.0)), max(value - grain, 0.0), top, enclosed.delta)
+
+
+def _through(target: Tensor, basis: Basis, directions: Tensor) -> tuple[float, float]:
+    """The first and the (r + 1)st singular value of W seen through ``basis`` and ``directions`` (k, m)."""
+    # Not more than there are dimensions left; the rest would have nowhere to go but back into the basis.
+    beyond = directions[: len(basis.q) - basis.q.shape[1]].T.to(torch.float64)
+    for _ in range(3):  # once is not enough where a direction lies almost within the basis
+        beyond = torch.linalg.qr(beyond - basis.q @ (basis.q.T @ beyond)).Q
+    seen = torch.cat([basis.image, image(beyond, target)])
+    values = torch.linalg.eigvalsh(seen @ seen.T).flip(0).clamp(min=0)
+    rank = len(basis.image)
+    grain = SAFETY * EPS * len(values) * float(values.sum())
+    value = math.sqrt(max(0.0, float(values[rank]) - grain)) if len(values) > rank else 0.0
+    return math.sqrt(float(values[0])), value

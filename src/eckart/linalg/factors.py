@@ -1,0 +1,80 @@
+"""Two factors in the dtype that they are stored in, from a basis of the left one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eckart.operator import Factors
+
+PANEL = 2048  # columns that are taken to float64 at once
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal columns that span a left factor: ``left = q @ coordinates``; ``image = q.T @ W`` of the matrix W. float64."""
+
+    q: Tensor  # (m, r)
+    coordinates: Tensor  # (r, r), upper triangular
+    image: Tensor  # (r, n)
+
+    @classmethod
+    def of(cls, left: Tensor, w: Tensor) -> Basis:
+        """By Householder's factorisation of ``left`` (m, r), which gives orthonormal columns whatever ``left`` is.
+
+        >>> basis = Basis.of(torch.tensor([[2.0], [0.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
+        >>> (basis.q @ basis.coordinates).tolist(), basis.image.abs().tolist()
+        ([[2.0], [0.0]], [[3.0, 4.0]])
+        """
+        left = left.to(torch.float64)
+        lengths = torch.linalg.vector_norm(left, dim=0)
+        q, r = torch.linalg.qr(left / torch.where(lengths > 0, lengths, torch.ones_like(lengths)))
+        return cls(q, r * lengths, image(q, w))
+
+    def right(self) -> Tensor:
+        """The X (r, n) for which ``left @ X`` is nearest to W.
+
+        ``torch.linalg.lstsq`` is avoided: its pivoted driver gives other bits from call to call.
+        """
+        lengths = torch.linalg.vector_norm(self.coordinates, dim=0)
+        lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+        unit = self.coordinates / lengths
+        if float(unit.diagonal().abs().min()) < 1e-6:  # columns that rounding made dependent
+            solution = torch.linalg.pinv(unit) @ self.image
+        else:
+            solution = torch.linalg.solve_triangular(unit, self.image, upper=True)
+        return solution / lengths[:, None]
+
+
+def image(q: Tensor, w: Tensor) -> Tensor:
+    """``q.T @ w`` in float64, with a panel of ``w`` (m, n) in float64 at a time."""
+    found = q.new_empty(q.shape[1], w.shape[1])
+    for start in range(0, w.shape[1], PANEL):
+        found[:, start : start + PANEL] = q.T @ w[:, start : start + PANEL].to(torch.float64)
+    return found
+
+
+def stored(u: Tensor, target: Tensor, uw: Tensor, dtype: torch.dtype) -> tuple[Factors, Basis]:
+    """Factors in ``dtype`` for the projection of ``target`` (m, n) on the columns of ``u`` (m, r), ``uw`` being ``u.T @ target``.
+
+    The left factor is rounded first and the right one solved for it, which takes back most of the first
+    rounding; the minimiser for a given left factor is the same in every metric.
+    """
+    left = (u.to(torch.float64) * _lengths(uw.to(torch.float64), dtype)).to(dtype).contiguous()
+    basis = Basis.of(left, target)
+    return Factors(left, basis.right().to(dtype).contiguous()), basis
+
+
+def _lengths(right: Tensor, dtype: torch.dtype) -> Tensor:
+    """How long each column of the left factor is made, for an orthonormal one whose partner is ``right`` (r, n).
+
+    Both factors get rows and columns of equal length, so that neither leaves the range of a narrow dtype. A direction in
+    which the matrix is no larger than the rounding of ``dtype`` is not shortened further: what rounding leaves there would
+    have to be met by an enormous row.
+    """
+    sizes = torch.linalg.vector_norm(right, dim=1)
+    grain = torch.finfo(dtype).eps * torch.linalg.vector_norm(right) / max(1, min(right.shape)) ** 0.5
+    sizes = sizes.clamp(min=float(grain))
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes)).sqrt()

@@ -1,0 +1,136 @@
+"""Subspace iteration against spectra that are known, and the guards without which it would fail silently."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from market import gaussian, generator, orthonormal, with_spectrum
+from torch import Tensor
+
+from eckart.kernels import randomized
+from eckart.kernels.randomized import Subspace, conditioned, leading_subspace
+
+SIDE = 240
+INDEX = torch.arange(1, SIDE + 1, dtype=torch.float64)
+SPECTRA = {
+    "like 1/k": 1 / INDEX,
+    "like k^-1/2": INDEX**-0.5,
+    "slow": INDEX**-0.2,
+    "step behind the rank": torch.where(INDEX <= 20, 1.0, 0.05).to(torch.float64),
+    "step within the rank": torch.where(INDEX <= 5, 1.0, 0.05 * INDEX**-0.3).to(torch.float64),
+    "flat": torch.ones(SIDE, dtype=torch.float64),
+}
+
+
+def error_of(a: Tensor, found: Subspace) -> float:
+    u = found.u.to(torch.float64)
+    q = torch.linalg.qr(u).Q
+    return float(torch.linalg.norm(a - q @ (q.T @ a)))
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
+def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """With products in bfloat16, emulated where the processor lacks them, and without."""
+    monkeypatch.setattr(randomized, "_has_bfloat16", lambda _: request.param)
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("shape", [(400, SIDE), (SIDE, 400)])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.usefixtures("bfloat16")
+def test_the_error_is_within_what_was_asked_for(name: str, shape: tuple[int, int]) -> None:
+    s = SPECTRA[name]
+    a = with_spectrum(*shape, s)
+    optimum = float(s[20:].norm())
+    for accuracy in (1e-2, 2e-3, 2e-4):
+        found = leading_subspace(a.to(torch.float32), 20, accuracy=accuracy, rng=generator())
+        if found is None:  # refused, not wrong: more steps than are worth it
+            assert (name, accuracy) == ("slow", 2e-4)
+            continue
+        assert error_of(a, found) <= (1 + accuracy) * optimum
+        assert found.excess <= accuracy
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.usefixtures("bfloat16")
+def test_what_is_returned_belongs_together(name: str) -> None:
+    a = with_spectrum(300, SIDE, SPECTRA[name]).to(torch.float32)
+    found = leading_subspace(a, 16, accuracy=1e-3, rng=generator())
+    assert found is not None
+    u = found.u.numpy().astype(np.float64)
+    assert np.abs(u.T @ u - np.eye(16)).max() <= 1e-5
+    image = u.T @ a.numpy().astype(np.float64)
+    assert np.abs(found.image.numpy() - image).max() <= 1e-5
+    # Rows of the image are orthogonal, of the lengths s, and these are values of W seen through a subspace.
+    assert np.abs(image @ image.T - np.diag(found.s.numpy() ** 2)).max() <= 1e-5
+    truth = np.linalg.svd(a.numpy().astype(np.float64), compute_uv=False)
+    assert bool((found.s.numpy() <= truth[:16] * (1 + 1e-5)).all())
+
+
+def test_a_finer_accuracy_takes_more_steps() -> None:
+    a = with_spectrum(300, SIDE, SPECTRA["like k^-1/2"]).to(torch.float32)
+    steps = [leading_subspace(a, 20, accuracy=x, rng=generator()).steps for x in (1e-1, 1e-3, 1e-5)]  # type: ignore[union-attr]
+    assert steps == sorted(steps)
+    assert steps[0] < steps[-1]
+
+
+def test_values_that_float32_cannot_tell_apart_are_left_to_an_exact_route() -> None:
+    falling = with_spectrum(300, SIDE, torch.logspace(0, -30, SIDE, dtype=torch.float64))
+    assert leading_subspace(falling, 60, accuracy=1e-2, rng=generator()) is None
+    few = gaussian(300, 4) @ gaussian(4, 200, 1)
+    assert leading_subspace(few, 10, accuracy=1e-2, rng=generator()) is None
+    assert leading_subspace(torch.zeros(50, 60), 3, accuracy=1e-2, rng=generator()) is None
+
+
+def test_a_start_decides_the_bits() -> None:
+    a = with_spectrum(300, SIDE, SPECTRA["slow"]).to(torch.float32)
+    one, two, other = (leading_subspace(a, 9, accuracy=1e-2, rng=generator(seed)) for seed in (1, 1, 2))
+    assert one is not None
+    assert two is not None
+    assert other is not None
+    assert torch.equal(one.u, two.u)
+    assert torch.equal(one.image, two.image)
+    assert not torch.equal(one.u, other.u)
+
+
+# ---- what would go wrong without the guards -------------------------------------------------------------------------
+
+
+def test_bfloat16_is_left_where_it_would_bury_wanted_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Directions 500 times weaker than the strongest ones, above a floor: lost among their rounding in bfloat16."""
+    s = torch.cat([torch.ones(1), torch.full((19,), 2e-3), torch.full((SIDE - 20,), 1e-3)]).to(torch.float64)
+    a = with_spectrum(300, SIDE, s)
+    monkeypatch.setattr(randomized, "_has_bfloat16", lambda _: True)
+    guarded = leading_subspace(a, 20, accuracy=1e-2, rng=generator())
+    assert guarded is not None
+    optimum = float(s[20:].norm())
+    assert error_of(a, guarded) <= 1.001 * optimum
+    monkeypatch.setattr(randomized, "BFLOAT16_RANGE", 0.0)
+    monkeypatch.setattr(randomized, "BFLOAT16_ENERGY", 0.0)
+    careless = leading_subspace(a, 20, accuracy=1e-2, rng=generator())
+    assert careless is None or error_of(a, careless) > 1.001 * optimum
+
+
+def test_columns_that_are_nearly_dependent_are_found_by_their_pivots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case in which Cholesky in float32 returns something, and something wrong."""
+    direction = orthonormal(200, 1)
+    y = (direction @ gaussian(1, 12, 1) + 3e-4 * gaussian(200, 12, 2)).to(torch.float32)
+    span = np.linalg.svd(y.numpy().astype(np.float64), full_matrices=False)[0]
+
+    def off(q: Tensor) -> float:
+        q64 = q.numpy().astype(np.float64)
+        return float(np.abs(q64.T @ q64 - np.eye(12)).max() + np.linalg.norm(q64 - span @ (span.T @ q64), 2))
+
+    assert off(conditioned(y)) <= 1e-2
+    lengths = torch.linalg.vector_norm(y, dim=0)
+    root, failed = torch.linalg.cholesky_ex(((y / lengths).T @ (y / lengths)).to(torch.float64), upper=True)
+    assert int(failed) or off(torch.linalg.solve_triangular(root.float(), y / lengths, upper=True, left=False)) > 1e-2
+
+
+def test_zero_columns_are_no_obstacle() -> None:
+    y = gaussian(30, 4).to(torch.float32)
+    y[:, 2] = 0.0
+    q = conditioned(y).numpy()
+    assert bool(np.isfinite(q).all())
+    assert np.linalg.norm(q @ (q.T @ y.numpy()) - y.numpy()) <= 1e-4 * math.sqrt(120)

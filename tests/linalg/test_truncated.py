@@ -1,0 +1,296 @@
+"""The truncated SVD of matrices that are not decomposed in full, and the bounds that come with it, against LAPACK."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from market import MATRICES, SIZED, as_if_large, gaussian, generator, lapack_values, orthonormal, with_spectrum
+from torch import Tensor
+
+from eckart.fit import Fit
+from eckart.linalg import Truncation, enclosure, measured_bounds, truncated_svd
+from eckart.linalg.factors import Basis
+from eckart.metric import Metric
+from eckart.operator import Factors
+
+INDEX = torch.arange(1, 121, dtype=torch.float64)
+SPECTRA = {
+    "fast": 1 / INDEX,
+    "middling": INDEX**-0.5,
+    "slow": INDEX**-0.2,
+    "step": torch.where(INDEX <= 12, 1.0, 0.1).to(torch.float64),
+    "flat": torch.ones(120, dtype=torch.float64),
+}
+STATED = 1e-10  # the probability with which probes fail
+
+
+def errors(w: Tensor, fit: Fit, right: Tensor | None = None) -> tuple[float, float]:
+    """The error of the factors as stored in the Frobenius and in the spectral norm, by NumPy."""
+    assert isinstance(fit.op, Factors)
+    left, other = (t.to(torch.float64).numpy() for t in (fit.op.left, fit.op.right))
+    error = w.to(torch.float64).numpy() - left @ other
+    if right is not None:
+        error = error * right.numpy()
+    return float(np.linalg.norm(error)), float(np.linalg.norm(error, 2))
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_large(monkeypatch)
+
+
+# ---- routes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("large")
+def test_every_route_is_taken_for_its_reason() -> None:
+    a = with_spectrum(150, 120, SPECTRA["middling"])
+    gram = Metric.gram("inputs", torch.eye(120, dtype=torch.float64))
+    assert "subspace iteration" in truncated_svd(a, 12).how
+    assert "no error above" in truncated_svd(a, 12, accuracy=0).how
+    assert "more than a third of 120" in truncated_svd(a, 41).how
+    assert "in the inputs metric" in truncated_svd(a, 12, metric=gram).how
+    assert "did not get there" in truncated_svd(gaussian(150, 3) @ gaussian(3, 120, 1), 12).how
+
+
+def test_small_matrices_are_decomposed_by_lapack() -> None:
+    assert "by LAPACK: the smaller side is 30" in truncated_svd(gaussian(50, 30), 2).how
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.usefixtures("large")
+def test_the_error_is_within_what_was_asked_for(name: str) -> None:
+    s = SPECTRA[name]
+    w = with_spectrum(120, 160, s).to(torch.float32)
+    for rank in (1, 12, 40):
+        optimum = float(s[rank:].norm())
+        for accuracy in (1e-2, 2e-3):
+            fit = truncated_svd(w, rank, accuracy=accuracy)
+            assert errors(w, fit)[0] <= (1 + accuracy) * optimum * (1 + 1e-6)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_diagonal_metric_is_the_one_that_is_minimised() -> None:
+    w = with_spectrum(120, 160, SPECTRA["middling"])
+    right = torch.logspace(0, -2, 160, dtype=torch.float64)
+    optimum = lapack_values(w * right)
+    fit = truncated_svd(w, 12, metric=Metric("scale", right), dtype=torch.float64)
+    assert "subspace" in fit.how
+    own, _ = errors(w, fit, right)
+    assert own <= 1.002 * np.linalg.norm(optimum[12:])
+    assert errors(w, truncated_svd(w, 12, dtype=torch.float64), right)[0] > 1.05 * own  # the plain optimum is another
+    metric, plain, spectral = fit.bounds
+    assert metric.achieved == pytest.approx(own, rel=1e-5)
+    assert plain.achieved == pytest.approx(errors(w, fit)[0], rel=1e-5)
+    assert metric.delta == {"lower": STATED}
+    assert metric.lower is not None
+    assert 0.8 * np.linalg.norm(optimum[12:]) <= metric.lower <= np.linalg.norm(optimum[12:])
+    assert plain.lower is not None
+    assert plain.lower <= np.linalg.norm(lapack_values(w)[12:])
+    assert spectral.lower is not None
+    assert spectral.lower <= lapack_values(w)[12]
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_whole_market_goes_down_the_routes_of_large_matrices(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_large(monkeypatch)
+    w = MATRICES[name]()
+    values = lapack_values(w)
+    for rank in {1, max(1, min(w.shape) // 3)}:
+        fit = truncated_svd(w, rank, accuracy=1e-2, dtype=torch.float64)
+        frobenius, spectral = fit.bounds
+        optimum, size = float(np.linalg.norm(values[rank:])), float(np.linalg.norm(values))
+        error, top = errors(w, fit)
+        assert error <= 1.01 * optimum + 1e-7 * size  # on the Gram route what it cannot tell from zero
+        assert frobenius.lower is not None
+        assert frobenius.lower <= optimum <= frobenius.upper
+        assert error <= frobenius.upper
+        assert spectral.lower is not None
+        assert spectral.lower <= (values[rank] if rank < len(values) else 0.0)
+        assert top <= spectral.upper
+
+
+# ---- bounds without a decomposition ---------------------------------------------------------------------------------
+
+
+def check(w: Tensor, fit: Fit) -> tuple[float, float, float, float]:
+    """That the bounds enclose; how far each is from what it bounds, as ratios of at least 1."""
+    values = lapack_values(w)
+    assert isinstance(fit.op, Factors)
+    rank = fit.op.rank
+    optimum, next_value = float(np.linalg.norm(values[rank:])), float(values[rank])
+    error, top = errors(w, fit)
+    frobenius, spectral = fit.bounds
+    assert frobenius.lower is not None
+    assert spectral.lower is not None
+    assert frobenius.lower <= optimum
+    assert spectral.lower <= next_value
+    assert error <= frobenius.upper
+    assert top <= spectral.upper
+    assert frobenius.achieved == pytest.approx(error, rel=1e-3)
+    assert spectral.achieved <= top * (1 + 1e-6)
+    return (
+        optimum / frobenius.lower if frobenius.lower else math.inf,
+        next_value / spectral.lower if spectral.lower else math.inf,
+        frobenius.upper / error,
+        spectral.upper / top,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("large")
+def test_bounds_of_iterated_fits_hold_and_are_near(dtype: torch.dtype) -> None:
+    ratios = []
+    for seed in range(4):
+        for s in SPECTRA.values():
+            w = with_spectrum(120, 160, s, seed).to(torch.float32)
+            for rank in (2, 12, 40):
+                fit = truncated_svd(w, rank, dtype=dtype, rng=generator(seed))
+                assert fit.bounds[0].delta == {"lower": STATED}
+                assert fit.bounds[1].delta == {"upper": STATED}
+                ratios.append(check(w, fit))
+    below, value, above, spectral = np.median(np.array(ratios), axis=0)
+    assert below <= 1.06
+    assert value <= 1.03
+    assert above <= 1.005
+    assert spectral <= 1.3
+    assert np.isfinite(ratios).all()
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.integers(0, 10**6), st.floats(0.0, 3.0), st.data())
+@settings(max_examples=150)
+def test_bounds_hold_for_any_approximation_however_bad(
+    m: int, n: int, seed: int, decay: float, data: st.DataObject
+) -> None:
+    """The lower figure speaks of all matrices of the rank, so it must hold from wherever it is computed."""
+    rank = data.draw(st.integers(1, min(m, n) - 1))
+    s = torch.arange(1, min(m, n) + 1, dtype=torch.float64) ** -decay
+    w = with_spectrum(m, n, s, seed)
+    off = data.draw(st.sampled_from([0.0, 1e-3, 1.0]))
+    left = torch.linalg.svd(w).U[:, :rank] + off * gaussian(m, rank, seed + 1)
+    right = Basis.of(left, w).right() + off * gaussian(rank, n, seed + 2)
+    with pytest.MonkeyPatch.context() as patch:
+        as_if_large(patch, *SIZED)
+        op = Factors(left.contiguous(), right.contiguous())
+        bounds = measured_bounds(w, op, Metric.plain(), None, rng=generator(seed))
+    optimum, value = float(s[rank:].norm()), float(s[rank])
+    frobenius, spectral = bounds
+    assert frobenius.lower is not None
+    assert spectral.lower is not None
+    assert frobenius.lower <= optimum * (1 + 1e-12)
+    assert spectral.lower <= value * (1 + 1e-12)
+    error = float(torch.linalg.norm(w - left @ right))
+    assert error <= frobenius.upper
+    assert frobenius.achieved == pytest.approx(max(error, frobenius.lower), rel=1e-2, abs=1e-12)
+
+
+@pytest.mark.usefixtures("large")
+def test_the_lower_figure_is_a_theorem_worked_by_hand() -> None:
+    """W = diag(3, 2, 1) approximated by its first entry: N = diag(2, 1), nothing couples, and 5 of 14 is all that is left."""
+    w = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    op = Factors(torch.tensor([[3.0], [0.0], [0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0, 0.0]]).double())
+    frobenius, spectral = measured_bounds(w, op, Metric.plain(), None, rng=generator())
+    assert frobenius.lower == pytest.approx(math.sqrt(5), rel=1e-5)
+    assert frobenius.achieved == pytest.approx(math.sqrt(5), rel=1e-12)
+    assert spectral.lower == pytest.approx(2.0, rel=1e-5)
+    # Through the second entry instead: b = 4, v = 9, so up to 9 may be captured, and 5 of 14 is left as well.
+    other = Factors(torch.tensor([[0.0], [2.0], [0.0]], dtype=torch.float64), torch.tensor([[0.0, 1.0, 0.0]]).double())
+    frobenius, _ = measured_bounds(w, other, Metric.plain(), None, rng=generator())
+    assert frobenius.achieved == pytest.approx(math.sqrt(10), rel=1e-12)
+    assert frobenius.lower is not None
+    assert 0 <= frobenius.lower <= math.sqrt(5)  # v is known from above only, which costs a little
+
+
+@pytest.mark.usefixtures("large")
+def test_errors_too_small_for_float32_are_formed_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A remainder of 1e-7 of the matrix: in float32 it is rounding, and the guard is what notices."""
+    u, v = orthonormal(120, 30), orthonormal(160, 30, 1)
+    s = torch.cat([torch.linspace(1, 0.5, 20), torch.full((10,), 1e-7)]).to(torch.float64)
+    w = u * s @ v.T
+    truth = float(s[20:].norm())
+    bound = truncated_svd(w, 20).bounds[0]
+    assert bound.achieved == pytest.approx(truth, rel=1e-6)
+    monkeypatch.setattr(enclosure, "COARSE", math.inf)
+    careless = truncated_svd(w, 20).bounds[0]
+    assert abs(careless.achieved - truth) > 1e-3 * truth
+    assert careless.upper >= truth  # even then what is stated is true
+
+
+@pytest.mark.usefixtures("large")
+def test_without_a_decomposition_only_plain_and_diagonal_metrics_have_bounds() -> None:
+    w = gaussian(8, 9)
+    op = Factors(w[:, :2].contiguous(), gaussian(2, 9, 1))
+    with pytest.raises(ValueError, match="in the inputs metric has bounds from an exact decomposition only"):
+        measured_bounds(w, op, Metric.gram("inputs", torch.eye(9)), None, rng=generator())
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("large")
+def test_the_seed_decides_and_not_the_state_of_the_generator() -> None:
+    w = with_spectrum(120, 160, SPECTRA["slow"]).to(torch.float32)
+
+    def tensors(rng: torch.Generator | None) -> list[Tensor]:
+        return list(truncated_svd(w, 9, rng=rng).op.tensors().values())
+
+    used = generator(3)
+    torch.randn(100, generator=used)
+    assert all(torch.equal(a, b) for a, b in zip(tensors(generator(3)), tensors(used), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(None), tensors(generator(0)), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(tensors(generator(3)), tensors(generator(4)), strict=True))
+
+
+@pytest.mark.usefixtures("large")
+def test_signs_are_fixed_on_the_iterated_route() -> None:
+    w = with_spectrum(120, 160, SPECTRA["fast"])
+    left = truncated_svd(w, 6, dtype=torch.float64).op.tensors()["left"]
+    assert bool((left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all())
+    negative = truncated_svd(-w, 6, dtype=torch.float64).op.tensors()["left"]
+    assert float((left - negative).abs().max()) <= 1e-3  # the same subspace but for what the accuracy leaves open
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_factors_come_in_the_type_of_the_matrix_or_another(dtype: torch.dtype) -> None:
+    w = gaussian(20, 30).to(dtype)
+    assert {t.dtype for t in truncated_svd(w, 3).op.tensors().values()} == {dtype}
+    assert {t.dtype for t in truncated_svd(w, 3, dtype=torch.float32).op.tensors().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("call", [lambda w: truncated_svd(w, 2), lambda w: Truncation(w, Metric.plain(), 0.0)])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_is_not_finite_is_refused(call: Callable[[Tensor], object], bad: float, dtype: torch.dtype) -> None:
+    w = torch.ones(3, 4, dtype=dtype)
+    w[1, 2] = bad
+    with pytest.raises(ValueError, match="3 x 4 matrix holds NaN or infinity"):
+        call(w)
+
+
+def test_finite_numbers_whose_norm_overflows_are_not_refused() -> None:
+    w = 1e200 * gaussian(5, 6)
+    assert Truncation(w, Metric.plain(), 0.0).target is w
+
+
+def test_impossible_arguments_are_refused() -> None:
+    w = gaussian(5, 6)
+    for rank in (0, -1, 6):
+        with pytest.raises(ValueError, match=rf"rank {rank} of a 5 x 6 matrix: give one from 1 to 5"):
+            truncated_svd(w, rank)
+    with pytest.raises(ValueError, match=r"not below 0: -0\.1"):
+        truncated_svd(w, 2, accuracy=-0.1)
+
+
+@pytest.mark.usefixtures("large")
+def test_the_error_to_expect_is_that_of_the_fit() -> None:
+    w = with_spectrum(120, 160, SPECTRA["middling"])
+    right = torch.logspace(0, -1, 160, dtype=torch.float64)
+    for metric in (Metric.plain(), Metric("scale", right)):
+        for accuracy, rank in ((0.0, 7), (2e-3, 7), (2e-3, 60)):
+            prepared = Truncation(w, metric, accuracy)
+            fitted = prepared.fit(rank, dtype=torch.float64, rng=generator()).bounds[0].achieved
+            assert prepared.error(rank, generator()) == pytest.approx(fitted, rel=1e-4)
