@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.models.llama import LlamaConfig
 
 from eckart.cli import main
-from eckart.model.engine import work_folder
+from eckart.model.output import work_folder
 
 TESTS = Path(__file__).parent
 SIZES = {

@@ -30,7 +30,7 @@ from torch import Tensor
 
 import eckart
 from eckart.errors import EckartError
-from eckart.model.engine import work_folder
+from eckart.model.output import work_folder
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
@@ -888,9 +888,12 @@ def test_a_disk_that_fills_while_a_dense_checkpoint_is_written(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", failing_at(call, FULL, os.fsync))
-        told(refused("densify", compressed, "-o", out, out=out), "cannot be written", "No space left on device")
-    assert list(out.parent.glob(".out*")) == []
+        outcome = cli("densify", compressed, "-o", out)
+    told(outcome.sentence, "cannot be written", "No space left on device")
+    assert (outcome.code, outcome.out, out.exists()) == (2, "", False)
+    assert list(work_folder(out).rglob("*.part")) == []
     assert cli("densify", compressed, "-o", out).code == 0
+    assert left_behind(out) == [out.name]
 
 
 def test_a_companion_that_cannot_be_read_is_not_called_a_full_disk(

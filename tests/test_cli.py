@@ -28,7 +28,7 @@ OPTIONS: dict[str, set[str]] = {
         "--window", "--seed", "--device", "--dry-run", "--restart", "--json",
     },
     "verify": {"--against", "--calibration", "--json"},
-    "densify": {"--output", "-o", "--json"},
+    "densify": {"--output", "-o", "--restart", "--json"},
     "eval": {"--text", "--window", "--device", "--json"},
     "inspect": {"--only", "--exclude", "--json"},
     "recipes": {"--json"},

@@ -23,8 +23,8 @@ from models import _write, shard
 from runs import calibration_text, cli, executable, tree
 from transformers.models.llama import LlamaConfig
 
-from eckart.model.engine import work_folder
 from eckart.model.journal import JOURNAL, LOCK, Journal
+from eckart.model.output import work_folder
 
 SEED = 20
 SIZES = {

@@ -15,14 +15,15 @@ import pytest
 from recording import Contents, Disk, Operation, contents, lay_out, recording
 from runs import CALIBRATED, Outcome, calibration_text, cli, tiny, tree
 
-from eckart.model.engine import work_folder
 from eckart.model.journal import JOURNAL, LOCK
+from eckart.model.output import work_folder
 
 RECIPES = ("svd", "svd-llm")
+RUNS = {recipe: ("--recipe", recipe) for recipe in RECIPES} | {"densify": ("densify",)}
 # What lasted of the names and of the data that were not synced.
 CUTS = (("none", "none"), ("all", "none"), ("all", "torn"), ("none", "all"), ("some", "some"), ("some", "all"))
 # The fast tests take every so manyth state.
-STEP = {"svd": 6, "svd-llm": 29}
+STEP = {"svd": 6, "svd-llm": 29, "densify": 3}
 
 
 @dataclass
@@ -42,6 +43,8 @@ class Stage:
         return self.root / "new" / "out"
 
     def command(self, *options: str) -> list[object]:
+        if options == RUNS["densify"]:
+            return ["densify", self.folder / "small", "-o", self.out]
         text = ("--calibration", self.folder / "text.txt", *CALIBRATED)
         return ["compress", self.folder / "model", "-o", self.out, "--keep", "0.7", *text, *options]
 
@@ -73,6 +76,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     folder = tmp_path_factory.mktemp("stage")
     tiny(folder / "model")
     calibration_text(folder / "text.txt")
+    small = ("-o", folder / "small", "--keep", "0.7", "--recipe", "svd")
+    assert cli("compress", tiny(folder / "sharded", sharded=True), *small).code == 0
     return Stage(folder)
 
 
@@ -173,10 +178,10 @@ def test_the_record_repeated_is_what_the_run_left(stage: Stage, recipe: str) -> 
     assert len(operations) > (75 if recipe == "svd" else 200)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_finished_run_outlasts_a_power_cut(stage: Stage, recipe: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_a_finished_run_outlasts_a_power_cut(stage: Stage, run: str) -> None:
     """Also where the folder that holds the output was made by the run."""
-    operations = stage.record("--recipe", recipe)
+    operations = stage.record(*RUNS[run])
     expected = tree(stage.out)
     disk = Disk({})
     for operation in operations:
@@ -226,19 +231,19 @@ Crash = Callable[[list[Operation], Contents], Iterator[State]]
 
 
 @pytest.mark.parametrize("crash", [killed, cut])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_some_prefixes(stage: Stage, recipe: str, crash: Crash) -> None:
-    states = different(crash(stage.record("--recipe", recipe), {}))
-    step = STEP[recipe]
-    visit(stage, states[step // 2 :: step], "--recipe", recipe)
+@pytest.mark.parametrize("run", RUNS)
+def test_some_prefixes(stage: Stage, run: str, crash: Crash) -> None:
+    states = different(crash(stage.record(*RUNS[run]), {}))
+    step = STEP[run]
+    visit(stage, states[step // 2 :: step], *RUNS[run])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("crash", [killed, cut])
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_prefix(stage: Stage, recipe: str, crash: Crash) -> None:
-    states = different(crash(stage.record("--recipe", recipe), {}))
-    visit(stage, states, "--recipe", recipe)
+@pytest.mark.parametrize("run", RUNS)
+def test_every_prefix(stage: Stage, run: str, crash: Crash) -> None:
+    states = different(crash(stage.record(*RUNS[run]), {}))
+    visit(stage, states, *RUNS[run])
 
 
 # ---- begun anew -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from runs import (
 import eckart
 from eckart.errors import EckartError
 from eckart.model import engine
-from eckart.model.engine import work_folder
+from eckart.model.output import work_folder
 
 # With the embedding and the head there are pieces outside of the blocks, and every candidate has an embedding of its own.
 OUTSIDE = ("--only", "q_proj", "--only", "embed_tokens", "--only", "lm_head")
@@ -48,7 +48,7 @@ CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "a
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
 WRITE = {"function": "eckart.model.output:_tensor", "call": 20, "when": "before"}
 REST = {"function": "eckart.model.output:copy_companions", "call": 1, "when": "before"}
-RENAME = {"function": "eckart.model.engine:move_into_place", "call": 1, "when": "before"}
+RENAME = {"function": "eckart.model.output:move_into_place", "call": 1, "when": "before"}
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from eckart.cli.reports import (
 from eckart.errors import EckartError, VerificationError
 
 Model = Annotated[str, typer.Argument(help="A local Hugging Face directory or a hub id such as org/name.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run away and begin anew.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Only = Annotated[list[str] | None, typer.Option("--only", help="Patterns of module names, e.g. '*.mlp.*' or q_proj.")]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Patterns of module names to leave alone.")]
@@ -85,7 +86,7 @@ def compress(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; what was measured is kept for the run.")
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw an unfinished run away and begin anew.")] = False,
+    restart: Restart = False,
     json: Json = False,
 ) -> None:
     """Write a smaller checkpoint that transformers loads, with bounds on the error of every matrix.
@@ -161,6 +162,7 @@ def verify(
 def densify(
     checkpoint: Annotated[Path, typer.Argument(help="A directory that eckart compress wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; must be new or empty.")],
+    restart: Restart = False,
     json: Json = False,
 ) -> None:
     """Multiply the factors out: a stock checkpoint of full size that needs nothing but transformers.
@@ -168,7 +170,7 @@ def densify(
     Example: eckart densify ./small -o ./dense
     """
     with show.progress() as progress:
-        made = eckart.densify(checkpoint, output, progress=progress)
+        made = eckart.densify(checkpoint, output, restart=restart, progress=progress)
     if json:
         show.print_json({"folder": str(made)})
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,11 +10,20 @@ from transformers.pytorch_utils import Conv1D
 
 from eckart.errors import EckartError
 from eckart.model.checkpoint import INDEX, Checkpoint
-from eckart.model.files import cannot_write, write_json
+from eckart.model.files import write_json
+from eckart.model.journal import Journal
 from eckart.model.linear import stored_name
-from eckart.model.output import check_free, copy_companions, make_parents, move_into_place
+from eckart.model.output import (
+    FOLDER,
+    check_free,
+    copy_companions,
+    is_in_place,
+    may_be_done,
+    put_in_place,
+    work_folder,
+)
 from eckart.model.quantizer import METHOD
-from eckart.model.run import Progress, quiet
+from eckart.model.run import Progress, environment, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.tensorfile import TensorSpec, write
 from eckart.operator import KINDS, Operator
@@ -77,18 +85,36 @@ class OperatorModules:
         return KINDS[kind](**{side: self.checkpoint.read(disk) for side, disk in self.tensors(name).items()})
 
 
-def densify(folder: str | Path, out: str | Path, *, progress: Progress = quiet) -> Path:
+def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progress: Progress = quiet) -> Path:
     """Write a stock checkpoint whose weights are the products of a compressed one, rounded to the stored dtype.
 
     Products are formed in float32 (float64 for float64 factors), one matrix at a time. The result needs nothing but
-    transformers. Raises ``EckartError`` if ``folder`` is not a compressed checkpoint or ``out`` is not free.
+    transformers. A run that was killed goes on when it is repeated; ``restart`` begins anew.
+
+    Raises ``EckartError`` if ``folder`` is not a compressed checkpoint or ``out`` is not free.
     """
     folder, out = Path(folder), Path(out)
-    check_free(out)
+    if not may_be_done(out, "config.json"):
+        check_free(out)
     checkpoint = Checkpoint(folder)
     modules = OperatorModules(checkpoint)
-    dense_config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     transposed = _transposed(checkpoint)
+    header = environment() | {"made by": "densify", "source": checkpoint.file_hashes()}
+    journal = Journal(work_folder(out), header, restart=restart)
+    try:
+        if not is_in_place(journal, out, "config.json"):
+            check_free(out)
+            _write_dense(checkpoint, modules, transposed, journal, progress)
+            put_in_place(journal, out)
+    finally:
+        journal.close()
+    return out
+
+
+def _write_dense(
+    checkpoint: Checkpoint, modules: OperatorModules, transposed: set[str], journal: Journal, progress: Progress
+) -> None:
+    """Write the files of the dense checkpoint into the work folder."""
     first = {next(iter(modules.tensors(name).values())): name for name in modules.names}
     rest = {disk for name in modules.names for disk in list(modules.tensors(name).values())[1:]}
 
@@ -108,28 +134,25 @@ def densify(folder: str | Path, out: str | Path, *, progress: Progress = quiet) 
         product = type(op)(**{n: t if wide else t.float() for n, t in op.tensors().items()}).dense().to(stored)
         return (product.T if first[name] in transposed else product).contiguous()
 
-    make_parents(out)
-    try:
-        scratch = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise cannot_write(out.parent, error, "choose another output") from error
-    with scratch as name:
-        made = Path(name) / "dense"
-        made.mkdir()
-        places: dict[str, str] = {}
-        total = 0
-        for done, file in enumerate(checkpoint.files):
-            specs = [spec(stored) for stored in checkpoint.specs(file) if stored.name not in rest]
+    made = journal.path(FOLDER)
+    made.mkdir(exist_ok=True)
+    places: dict[str, str] = {}
+    total = 0
+    for done, file in enumerate(checkpoint.files):
+        specs = [spec(stored) for stored in checkpoint.specs(file) if stored.name not in rest]
+
+        def make(file: str = file, specs: list[TensorSpec] = specs) -> tuple[object, list[str]]:
             write(made / file, specs, {"format": "pt"} | checkpoint.metadata(file), produce)
-            places |= {entry.name: file for entry in specs}
-            total += sum(entry.nbytes for entry in specs)
-            progress("densify", done + 1, len(checkpoint.files), file)
-        if (folder / INDEX).exists():
-            write_json(made / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-        write_json(made / "config.json", dense_config)
-        copy_companions(checkpoint, made)
-        move_into_place(made, out)
-    return out
+            return None, [f"{FOLDER}/{file}"]
+
+        journal.once(f"write/{file}", make)
+        places |= {entry.name: file for entry in specs}
+        total += sum(entry.nbytes for entry in specs)
+        progress("densify", done + 1, len(checkpoint.files), file)
+    if (checkpoint.folder / INDEX).exists():
+        write_json(made / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    write_json(made / "config.json", {k: v for k, v in checkpoint.config.items() if k != "quantization_config"})
+    copy_companions(checkpoint, made)
 
 
 def _transposed(checkpoint: Checkpoint) -> set[str]:

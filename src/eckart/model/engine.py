@@ -19,9 +19,17 @@ from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import Compress
 from eckart.model.files import human_bytes, sha256_of
 from eckart.model.fitting import Fitted, fit_all
-from eckart.model.journal import JOURNAL, Journal
+from eckart.model.journal import Journal
 from eckart.model.layout import output_bytes
-from eckart.model.output import FOLDER, check_free, move_into_place, write_rest, write_weights
+from eckart.model.output import (
+    check_free,
+    is_in_place,
+    may_be_done,
+    put_in_place,
+    work_folder,
+    write_rest,
+    write_weights,
+)
 from eckart.model.run import Progress, Request, Run, environment, peak_memory, quiet, seeded
 from eckart.model.skeleton import Skeleton
 from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, survey
@@ -96,16 +104,11 @@ def compress(
     Raises ``EckartError`` for anything wrong with the input, the options or the place for the output.
     """
     out = Path(out)
-    if not _may_be_done(out):
+    if not may_be_done(out, certificate.NAME):
         check_free(out)
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
-        if run.journal.is_done("sealed") and not run.file(FOLDER).exists():  # killed after the result was in place
-            if not (out / certificate.NAME).is_file():
-                raise EckartError(
-                    f"{out} was finished and is no longer there: put it back, or begin anew with --restart"
-                )
-            run.journal.remove()
+        if is_in_place(run.journal, out, certificate.NAME):
             return _read_result(out)
         check_free(out)
         candidates, gap, losses = _choose_ranks(run)
@@ -115,9 +118,7 @@ def compress(
         hashes = write_weights(run, chosen)
         table = _certificate(run, chosen, losses, gap, hashes)
         write_rest(run, chosen, table)
-        run.journal.once("sealed", lambda: (None, []))
-        move_into_place(run.file(FOLDER), out)
-        run.journal.remove()
+        put_in_place(run.journal, out)
     finally:
         run.journal.close()
     return _read_result(out)
@@ -161,17 +162,6 @@ def plan(
         )
     finally:
         run.journal.close()
-
-
-def work_folder(out: Path) -> Path:
-    """Where an unfinished run for this output lies: beside it, so that the last rename stays on one file system."""
-    out = out.absolute()
-    return out.parent / f".{out.name}.eckart-work"
-
-
-def _may_be_done(out: Path) -> bool:
-    """Whether ``out`` may be the result of a run that was killed before it could clean up."""
-    return (out / certificate.NAME).is_file() and (work_folder(out) / JOURNAL).is_file()
 
 
 def _open_run(

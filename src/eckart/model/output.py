@@ -10,8 +10,9 @@ from torch import Tensor
 from eckart.errors import EckartError
 from eckart.model import certificate
 from eckart.model.checkpoint import INDEX, Checkpoint
-from eckart.model.files import cannot_write, chunks, human_bytes, make_folder, sync_folder, write_json, written_whole
+from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
 from eckart.model.fitting import Fitted, read_factors
+from eckart.model.journal import JOURNAL, Journal
 from eckart.model.layout import Piece, index_table, layout, metadata, modules_entry
 from eckart.model.quantizer import FORMAT, METHOD
 from eckart.model.run import Run
@@ -134,12 +135,35 @@ def check_free(out: Path) -> None:
         raise EckartError(f"{out} is not empty: choose another output directory, or empty it")
 
 
-def make_parents(out: Path) -> None:
-    """Make the directories that ``out`` shall lie in; raises ``EckartError`` if that can't be done."""
-    try:
-        make_folder(out.parent)
-    except OSError as error:
-        raise cannot_write(out.parent, error, "choose another output") from error
+def work_folder(out: Path) -> Path:
+    """Where an unfinished run for this output lies: beside it, so that the last rename stays on one file system."""
+    out = out.absolute()
+    return out.parent / f".{out.name}.eckart-work"
+
+
+def may_be_done(out: Path, mark: str) -> bool:
+    """Whether ``out``, by its file ``mark``, may be the result of a run that was killed before it could clean up."""
+    return (out / mark).is_file() and (work_folder(out) / JOURNAL).is_file()
+
+
+def is_in_place(journal: Journal, out: Path, mark: str) -> bool:
+    """Whether the run of this journal was killed after its result was put in place; what is left of it is then removed.
+
+    Raises ``EckartError`` if the result was taken away since.
+    """
+    if not journal.is_done("sealed") or journal.path(FOLDER).exists():
+        return False
+    if not (out / mark).is_file():
+        raise EckartError(f"{out} was finished and is no longer there: put it back, or begin anew with --restart")
+    journal.remove()
+    return True
+
+
+def put_in_place(journal: Journal, out: Path) -> None:
+    """Give the finished folder of a run its name in one step, and remove the run's work files."""
+    journal.once("sealed", lambda: (None, []))
+    move_into_place(journal.path(FOLDER), out)
+    journal.remove()
 
 
 def move_into_place(source: Path, out: Path) -> None:

@@ -25,7 +25,7 @@ def asvd(power: float = 0.5, allocate: Allocator = EqualMarginalLoss()) -> Compr
             "ASVD: Activation-aware Singular Value Decomposition for Compressing Large Language Models",
             "arXiv:2312.05821",
             (
-                "exact decomposition; the released code uses an unseeded randomised one",
+                "decomposition exact, or within 0.2 % of it and seeded; the released code uses an unseeded randomised one",
                 "magnitudes are means over tokens; the released code adds up means of batches",
                 "the floor of the scale is relative (1e-6 of the largest), not absolute",
                 "ranks by equal marginal loss, from one backward pass; the paper bisects perplexities of single layers",
