@@ -121,7 +121,7 @@ def test_a_plan_foretells_the_errors_without_a_text(model: Path, tmp_path: Path)
     compressed(model, out, "svd")
     for name, bound in bounds(out):
         if bound["norm"] == "frobenius":
-            assert predicted[name] == pytest.approx(bound["achieved"] / bound["scale"], rel=1e-3)
+            assert predicted[name] == pytest.approx(bound["achieved"] / bound["scale"], rel=5e-3)
 
 
 # ---- several at a time ----------------------------------------------------------------------------------------------

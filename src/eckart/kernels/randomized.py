@@ -11,21 +11,25 @@ from eckart.kernels.norms import frobenius_norm
 
 CAUTION = 1.5  # convergence slows down: what the last factor promises is not quite kept
 STEPS = 8  # products with A A^T at the most; who has not converged by then is better served by an exact route
-# A product in bfloat16 buries what lies below 2^-9 of the largest value; the margin keeps it from being missed.
-BFLOAT16_RANGE = 2.0**-5
+# The mean square of what rounding to bfloat16 does to a number, relative to its square: noise in every column of a
+# product, of the size of the strongest direction, which takes room from the weak ones.
+BFLOAT16_NOISE = 2.0**-18 / 6
+# Products with nearly orthonormal columns are as uneven as the values: to here they need no conditioning of their own.
+EVEN = 2.0**-5
 # In float32 the same happens at 1e-7; what the caller wants to see must be well above.
 FLOAT32_RANGE = 1e-4
 # What may be missing must be more of the energy than the sums of squares by which it is judged are off by.
 FLOAT32_ENERGY = 1e-6
 # The energies by which convergence is judged are as good as the products: in bfloat16 to about this, relatively.
-BFLOAT16_ENERGY = 2e-4
+BFLOAT16_ENERGY = 5e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
     """The ``rank`` leading left singular vectors of a matrix A (m, n), nearly, in float32.
 
-    ``image`` is ``u.T @ A``. ``s`` are the Ritz values: never above the true singular values (but for rounding in float32).
+    ``image`` is ``u.T @ A`` to the precision of the products. ``s`` are the Ritz values: never above the true singular
+    values but for rounding.
     ``steps`` products with ``A @ A.T`` were made, and ``excess`` estimates by which share the error ``norm(A - u @ image)``
     is above the smallest possible one.
     """
@@ -48,13 +52,15 @@ def oversampling(rank: int, side: int) -> int:
     return min(max(8, rank // 2), side - rank)
 
 
-def leading_subspace(a: Tensor, rank: int, *, accuracy: float, rng: Generator) -> Subspace | None:
+def leading_subspace(
+    a: Tensor, rank: int, *, accuracy: float, rng: Generator, energy: float | None = None
+) -> Subspace | None:
     """Subspace iteration with a Gaussian start (Halko, Martinsson and Tropp 2011, algorithm 4.4), stopped by its gain.
 
     After every step the energy that the ``rank`` best directions capture is known from the products themselves. It
     grows by a falling factor; iteration ends when what is still to come, extrapolated, leaves the error within
     ``1 + accuracy`` of the smallest possible one. Products run in bfloat16 where the matrix unit has them and the range
-    of the values allows it, those of the last step always in float32.
+    of the values allows it, else in float32. ``energy`` is the sum of all squared entries, where it is known.
 
     ``None`` where that is not reached in ``STEPS`` steps, or where the wanted values or what remains beyond them are so small
     that float32 can't tell them from rounding: an exact route is needed there. Deterministic for a state of ``rng``.
@@ -66,11 +72,9 @@ def leading_subspace(a: Tensor, rank: int, *, accuracy: float, rng: Generator) -
     """
     m, n = a.shape
     side = rank + oversampling(rank, min(m, n))
-    exact = a.to(torch.float32)
-    energy = frobenius_norm(exact) ** 2
+    energy = frobenius_norm(a) ** 2 if energy is None else energy
     x = torch.randn(n, side, generator=rng).to(a.device)
-    rough = a.to(torch.bfloat16) if _has_bfloat16(a.device) else exact
-    passes = rough
+    passes = a.to(torch.bfloat16 if _has_bfloat16(a.device) else torch.float32)
     captured: list[float] = []
     for step in range(1, STEPS + 1):
         q = conditioned(_product(passes, x))  # (m, side)
@@ -82,12 +86,13 @@ def leading_subspace(a: Tensor, rank: int, *, accuracy: float, rng: Generator) -
         allowed = 2 * accuracy * tail
         if reach < FLOAT32_RANGE or allowed < FLOAT32_ENERGY * energy:
             return None
-        if passes is not exact and (reach < BFLOAT16_RANGE or allowed < BFLOAT16_ENERGY * captured[-1]):
-            passes = exact
+        noise = side * BFLOAT16_NOISE * float(ritz[0])
+        if noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured[-1]:
+            passes = passes if passes.dtype == torch.float32 else a.to(torch.float32)
         missing = _missing(captured, float(ritz[-1] / ritz[rank - 1]))
-        x = z if reach >= BFLOAT16_RANGE else conditioned(z)  # q is orthonormal, so z is as uneven as the values
+        x = z if reach >= EVEN else conditioned(z)
         if missing is not None and missing <= allowed:
-            return _finished(exact, x, rank, step + 1, missing / (2 * tail) if tail else 0.0)
+            return _finished(passes, x, rank, step + 1, missing / (2 * tail) if tail else 0.0)
     return None
 
 
@@ -108,9 +113,9 @@ def _missing(captured: list[float], gap: float) -> float | None:
 
 
 def _finished(a: Tensor, x: Tensor, rank: int, steps: int, excess: float) -> Subspace:
-    """The last step, in float32 with a Householder factorisation, and the best directions within its subspace."""
-    q = torch.linalg.qr(a @ x).Q
-    b = q.T @ a  # (side, n)
+    """The last step, with a Householder factorisation, and the best directions within its subspace."""
+    q = torch.linalg.qr(_product(a, x)).Q
+    b = _product(q.T, a)  # (side, n)
     gram = b.to(torch.float64)
     energies, turn = torch.linalg.eigh(gram @ gram.T)
     turn = turn.flip(1)[:, :rank].to(torch.float32)
@@ -136,9 +141,10 @@ def conditioned(y: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(root.to(y.dtype), y, upper=True, left=False)
 
 
-def _product(a: Tensor, x: Tensor) -> Tensor:
-    """``a @ x`` in the dtype of ``a``, as float32."""
-    return (a @ x.to(a.dtype)).to(torch.float32)
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in the narrower of their dtypes, as float32."""
+    dtype = min(a.dtype, b.dtype, key=lambda t: t.itemsize)
+    return (a.to(dtype) @ b.to(dtype)).to(torch.float32)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -38,12 +38,20 @@ class _Floors:
 
 
 def measured_bounds(
-    target: Tensor, op: Factors, metric: Metric, optimum: Optimum | None, *, rng: Generator, basis: Basis | None = None
+    target: Tensor,
+    op: Factors,
+    metric: Metric,
+    optimum: Optimum | None,
+    *,
+    rng: Generator,
+    basis: Basis | None = None,
+    size: float | None = None,
 ) -> tuple[Bound, ...]:
     """The error of ``op`` in the metric, in the Frobenius norm (if that is another) and in the spectral norm.
 
     With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
     certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
+    ``basis`` of its left factor and ``size``, the Frobenius norm of the target, are computed where they are not given.
     The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
     bound widens ``upper``.
 
@@ -51,7 +59,7 @@ def measured_bounds(
     """
     if optimum is None and not metric.is_diagonal:
         raise ValueError(f"an error in the {metric.name} metric has bounds from an exact decomposition only")
-    plainly = _Residual.of(target, op)
+    plainly = _Residual.of(target, op, frobenius_norm(target) if size is None else size)
     inside = plainly.fine_in(metric) if not metric.is_plain else plainly
     enclosed = spectral_norm(plainly.error, rng)
     rank = op.rank
@@ -100,17 +108,17 @@ class _Residual:
         return (self.size, self.scale) if metric.is_plain else (metric.norm(self.error), metric.norm(self.target))
 
     @classmethod
-    def of(cls, target: Tensor, op: Factors) -> _Residual:
+    def of(cls, target: Tensor, op: Factors, scale: float) -> _Residual:
         """In float32 where that is fine for a large matrix, else in float64."""
         if min(target.shape) <= LAPACK_SIDE:
-            return cls._formed(target, op, torch.float64)
-        return cls._formed(target, op, torch.float32).fine_in(Metric.plain())
+            return cls._formed(target, op, scale, torch.float64)
+        return cls._formed(target, op, scale, torch.float32).fine_in(Metric.plain())
 
     def fine_in(self, metric: Metric) -> _Residual:
         """Itself, or one in float64 where rounding could be more than ``COARSE`` of the error in the metric."""
         if self.error.dtype == torch.float64 or self.slack * metric.reach <= COARSE * self.norms(metric)[0]:
             return self
-        return self._formed(self.target, self.op, torch.float64)
+        return self._formed(self.target, self.op, self.scale, torch.float64)
 
     def weighed(self, metric: Metric) -> _Residual:
         """The same in the coordinates of a diagonal metric."""
@@ -120,10 +128,9 @@ class _Residual:
         return _Residual(metric.whiten(self.target), self.op, error, slack, metric.norm(self.target))
 
     @classmethod
-    def _formed(cls, target: Tensor, op: Factors, dtype: torch.dtype) -> _Residual:
+    def _formed(cls, target: Tensor, op: Factors, scale: float, dtype: torch.dtype) -> _Residual:
         left, right, w = (t.to(dtype) for t in (op.left, op.right, target))
         error = torch.addmm(w, left, right, alpha=-1) if w is target else w.addmm_(left, right, alpha=-1)
-        scale = frobenius_norm(target)
         # The sum of r products in each entry, its difference from w, and the conversion of what was wider.
         grain = (op.rank + 3) * torch.finfo(dtype).eps / 2
         return cls(target, op, error, grain * (frobenius_norm(left) * frobenius_norm(right) + scale), scale)

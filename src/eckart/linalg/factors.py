@@ -9,7 +9,7 @@ from torch import Tensor
 
 from eckart.operator import Factors
 
-PANEL = 2048  # columns that are taken to float64 at once
+PANEL = 512  # rows that are taken to float64 at once
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Basis:
 
 def image(q: Tensor, w: Tensor) -> Tensor:
     """``q.T @ w`` in float64, with a panel of ``w`` (m, n) in float64 at a time."""
-    found = q.new_empty(q.shape[1], w.shape[1])
-    for start in range(0, w.shape[1], PANEL):
-        found[:, start : start + PANEL] = q.T @ w[:, start : start + PANEL].to(torch.float64)
+    found = q.new_zeros(q.shape[1], w.shape[1])
+    for rows, panel in zip(q.split(PANEL), w.split(PANEL), strict=True):
+        found.addmm_(rows.T, panel.to(torch.float64))
     return found
 
 

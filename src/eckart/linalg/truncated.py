@@ -32,10 +32,15 @@ class Truncation:
     accuracy: float
 
     def __post_init__(self) -> None:
-        size = frobenius_norm(self.target)  # several times faster than a look at each
-        if not math.isfinite(size) and not bool(torch.isfinite(self.target).all()):
+        # The norm, which is wanted later, is several times faster than a look at each entry.
+        if not math.isfinite(self.size) and not bool(torch.isfinite(self.target).all()):
             m, n = self.target.shape
             raise ValueError(f"the {m} x {n} matrix holds NaN or infinity")
+
+    @cached_property
+    def size(self) -> float:
+        """The Frobenius norm of the target."""
+        return frobenius_norm(self.target)
 
     @cached_property
     def optimum(self) -> Optimum:
@@ -60,7 +65,7 @@ class Truncation:
             uw = found.image if self.metric.is_plain else image(u.to(torch.float64), self.target)
         op, basis = stored(u, self.target, uw, dtype)
         optimum = self.optimum if found is None else None
-        bounds = measured_bounds(self.target, op, self.metric, optimum, rng=rng, basis=basis)
+        bounds = measured_bounds(self.target, op, self.metric, optimum, rng=rng, basis=basis, size=self.size)
         return Fit(op=op, bounds=bounds, how=how)
 
     def error(self, rank: int, rng: Generator) -> float:
@@ -84,7 +89,8 @@ class Truncation:
         a = self.target if self.metric.right is None else self.target * self.metric.right.to(torch.float32)
         # Independent of what the bounds are probed with, and of how often ``rng`` was used before.
         start = Generator().manual_seed((rng.initial_seed() + _ODD) % 2**63)
-        found = leading_subspace(a, rank, accuracy=self.accuracy, rng=start)
+        energy = self.size**2 if self.metric.is_plain else None
+        found = leading_subspace(a, rank, accuracy=self.accuracy, rng=start, energy=energy)
         if found is None:
             return None, "exact, by a float64 Gram matrix: subspace iteration did not get there"
         return found, f"{found.steps} steps of subspace iteration, {100 * found.excess:.2g} % above the optimum"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from eckart.errors import EckartError
@@ -59,7 +58,10 @@ class TensorSpec:
 
 
 class TensorFile:
-    """One safetensors file, opened by memory map; its header is checked before any data is touched.
+    """One safetensors file; its header is checked before any data is touched.
+
+    Tensors are read into memory of their own. A memory map would count as much against limits on a process's memory as
+    the whole file, and end the process where the file is cut short or its disk fails.
 
     Raises ``EckartError`` if the file is missing, truncated, or its header lies about it.
     """
@@ -69,18 +71,29 @@ class TensorFile:
         try:
             table, room = _read_header(path)
             self.metadata = _metadata(path, table.pop("__metadata__", None))
-            self.specs = _specs(path, table, room)
-            self._handle = safe_open(path, framework="pt")
+            self.specs, self._begins = _specs(path, table, room)
         except FileNotFoundError as error:
             raise EckartError(f"{path} is missing: download the model again, all its shards") from error
         except OSError as error:
             raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
-        except SafetensorError as error:
-            raise EckartError(f"{path} is no valid safetensors file ({error}): {DAMAGED}") from error
 
     def read(self, name: str) -> Tensor:
-        """The tensor of this name."""
-        return self._handle.get_tensor(name)
+        """The tensor of this name; raises ``EckartError`` if the file can't be read or was cut short since it was opened."""
+        spec, begin = self.specs[name], self._begins[name]
+        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        if not spec.nbytes:
+            return tensor
+        room = tensor.reshape(-1).view(torch.uint8).numpy().data
+        try:
+            with self.path.open("rb", buffering=0) as handle:
+                handle.seek(begin)
+                while room and (count := handle.readinto(room)):
+                    room = room[count:]
+        except OSError as error:
+            raise EckartError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        if room:
+            raise EckartError(f"{self.path} ends within tensor {name}: {DAMAGED}")
+        return tensor
 
 
 def _read_header(path: Path) -> tuple[dict[str, object], int]:
@@ -103,8 +116,11 @@ def _metadata(path: Path, table: object) -> dict[str, str]:
     return table
 
 
-def _specs(path: Path, table: Mapping[str, object], room: int) -> dict[str, TensorSpec]:
-    """The tensors that a header announces: each takes the bytes of its dtype and shape, and all of them fill the file."""
+def _specs(path: Path, table: Mapping[str, object], room: int) -> tuple[dict[str, TensorSpec], dict[str, int]]:
+    """The tensors that a header announces, and where in the file they begin.
+
+    Each takes the bytes of its dtype and shape, and all of them fill the file.
+    """
     specs: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in sorted(table.items()):
@@ -138,7 +154,8 @@ def _specs(path: Path, table: Mapping[str, object], room: int) -> dict[str, Tens
         end = after
     if end != room:
         raise EckartError(f"{path} holds {room:,} bytes of data where its header announces {shown(end)}; {DAMAGED}")
-    return specs
+    head = path.stat().st_size - room
+    return specs, {name: head + begin for begin, _, name in spans}
 
 
 def _sizes(value: object) -> tuple[int, ...] | None:
