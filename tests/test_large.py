@@ -15,7 +15,7 @@ from runs import CALIBRATED, calibration_text, cli, edit_json, tiny, tree
 
 from eckart.kernels import randomized
 from eckart.model.checkpoint import Checkpoint
-from eckart.model.run import side_by_side
+from eckart.model.workers import side_by_side
 
 RECIPES = {
     "svd": ("--recipe", "svd"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from eckart.errors import EckartError
 from eckart.model.files import LONGEST_NAME, read_json, sha256_of, shown
 from eckart.model.tensorfile import TensorFile, TensorSpec
+from eckart.model.workers import side_by_side
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -140,7 +141,7 @@ class Checkpoint:
     def read_finite(self, name: str) -> Tensor:
         """As ``read``; raises ``EckartError`` if there is NaN or infinity in it."""
         tensor = self.read(name)
-        if tensor.is_floating_point() and not all(bool(torch.isfinite(p).all()) for p in _pieces(tensor)):
+        if tensor.is_floating_point() and not all(_is_finite(piece) for piece in _pieces(tensor)):
             file, _ = self.tensors[name]
             raise EckartError(
                 f"{self.folder / file}: tensor {name} holds NaN or infinity; no error of it could be stated"
@@ -161,13 +162,20 @@ class Checkpoint:
 
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of the config and of each weight file."""
-        return {name: sha256_of(self.folder / name) for name in ["config.json", *self.files]}
+        names = ["config.json", *self.files]
+        return dict(zip(names, side_by_side(lambda name: sha256_of(self.folder / name), names), strict=True))
 
     def companions(self) -> list[str]:
         """Files beside the weights that belong to the model: tokenizer, generation config, templates, licence."""
         own = {"config.json", INDEX, "eckart.json", *self.files}
         found = {p.relative_to(self.folder).as_posix() for pattern in COMPANIONS for p in self.folder.glob(pattern)}
         return sorted(n for n in found - own if (self.folder / n).is_file() and not n.endswith(".index.json"))
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity among them. A finite sum says so, several times faster than a look at each."""
+    total = numbers.sum(dtype=torch.float64 if numbers.dtype.itemsize > 2 else torch.float32)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(numbers).all())
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:

@@ -13,10 +13,11 @@ from eckart.allocate.slots import Rank
 from eckart.bound import Bound
 from eckart.linalg import spectral_norm
 from eckart.metric import Metric
-from eckart.model.run import Run, observed, side_by_side
+from eckart.model.run import Run, observed
 from eckart.model.survey import embed_original, original
 from eckart.model.targets import Target
 from eckart.model.tensorfile import write_all
+from eckart.model.workers import side_by_side
 from eckart.operator import Factors, Operator
 from eckart.stats import Moments
 

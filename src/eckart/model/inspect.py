@@ -13,8 +13,9 @@ from eckart.measure import Spectrum, spectrum
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.densify import OperatorModules
 from eckart.model.quantizer import METHOD
-from eckart.model.run import Progress, quiet, side_by_side
+from eckart.model.run import Progress, quiet
 from eckart.model.targets import Untouched, matches, natural
+from eckart.model.workers import side_by_side
 from eckart.operator import Dense, Factors, Operator, kind_of, nbytes
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

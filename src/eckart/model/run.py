@@ -6,11 +6,9 @@ import hashlib
 import os
 import platform
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import safetensors
 import torch
@@ -30,9 +28,6 @@ from eckart.stats import MetricRule, Moments, Need
 
 # Told after every finished piece: the stage, how many pieces of it are done and how many there are, and the piece.
 Progress = Callable[[str, int, int, str], None]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def quiet(stage: str, done: int, total: int, piece: str) -> None:
@@ -137,26 +132,6 @@ class Run:
     def wants_gram(self) -> bool:
         """Whether second moments must be collected."""
         return Need.GRAM in self.recipe.metric.needs
-
-
-def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """``work`` on every item, in their order: as many at a time as torch has threads, each on a single one.
-
-    Decompositions of single matrices run faster so than one after another with all threads, and a busy core delays
-    only its own matrix. What comes out does not depend on how many run at a time.
-    """
-    threads = torch.get_num_threads()
-
-    def alone(item: Item) -> Result:
-        torch.set_num_threads(1)
-        return work(item)
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="eckart")
-    try:
-        yield from pool.map(alone, items)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def seeded(seed: int, purpose: str) -> Generator:

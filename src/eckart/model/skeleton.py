@@ -21,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from eckart.errors import EckartError, first_line
 from eckart.model.checkpoint import Checkpoint
+from eckart.model.workers import side_by_side
 
 
 class Skeleton:
@@ -90,8 +91,12 @@ class Skeleton:
                     f"{config} ties {copy} to {source}, but both are stored and differ: "
                     "set tie_word_embeddings to false there"
                 )
-        for name in [disk[place] for place, _ in self.model.named_parameters() if place in disk] + [*self._converted]:
-            self.checkpoint.read_finite(name)
+        stored_ones = [disk[place] for place, _ in self.model.named_parameters() if place in disk]
+        for _ in side_by_side(self._check_finite, [*stored_ones, *self._converted]):
+            pass
+
+    def _check_finite(self, name: str) -> None:
+        self.checkpoint.read_finite(name)
 
     def block_of(self, name: str) -> int | None:
         """The index of the block that a tensor on disk belongs to, ``None`` outside of all."""

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from eckart.allocate import Slot
 from eckart.allocate.slots import Rank
-from eckart.model.run import Run, observed, observed_name, side_by_side
+from eckart.model.run import Run, observed, observed_name
 from eckart.model.targets import Target
 from eckart.model.tensorfile import write_all
+from eckart.model.workers import side_by_side
 from eckart.stats import Moments, Need
 
 

@@ -17,10 +17,11 @@ from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import Statistics
 from eckart.model.densify import OperatorModules
 from eckart.model.files import sha256_of
-from eckart.model.run import Progress, quiet, side_by_side
+from eckart.model.run import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target, find_targets
 from eckart.model.tensorfile import tensor_bytes
+from eckart.model.workers import side_by_side
 from eckart.stats import MetricRule
 
 # A figure computed again on another machine may differ by the rounding of another BLAS, relative to the target's norm;
