@@ -330,7 +330,7 @@ class _Observer:
         for name in self._maps:
             parts = [moments for names, moments in self._moments.items() if name in names]
             if parts:
-                found[name] = parts[0] if len(parts) == 1 else sum(parts[1:], parts[0])
+                found[name] = sum(parts[1:], parts[0])
         return found
 
 
