@@ -130,11 +130,11 @@ def plain_parts(folder: Path, result: Path, scratch: Path, *, only_files: bool) 
 
 def inputs_of(model: nn.Module, names: Sequence[str], grams: dict[str, Tensor]) -> Iterator[None]:
     """Hooks that add up ``x^T x`` for the inputs of maps, once for those that are given the very same tensor."""
-    seen: dict[int, str] = {}
+    seen: dict[int, tuple[str, Tensor]] = {}  # tensors are held: their place in memory is not given to others meanwhile
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            owner = seen.setdefault(args[0].data_ptr(), name)
+            owner, _held = seen.setdefault(args[0].data_ptr(), (name, args[0]))
             if owner == name:
                 x = args[0].detach().reshape(-1, args[0].shape[-1]).to(torch.float64)
                 grams[name] = grams[name] + x.T @ x if name in grams else x.T @ x
@@ -156,17 +156,20 @@ def calibrated_parts(folder: Path, result: Path, scratch: Path, text: Path) -> P
     parts: Parts = {}
     reading(folder, parts)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    windows = draw_windows(
-        ids_for(folder, read_text(text)), window_length(folder, None), TOKENS, Generator().manual_seed(0)
-    )
+    with timed(parts, "tokenising"):
+        ids = ids_for(folder, read_text(text))
+    windows = draw_windows(ids, window_length(folder, None), TOKENS, Generator().manual_seed(0))
     batches = windows.split(max(1, BATCH // windows.shape[1]))
     ranks = ranks_of(result)
+    names = [
+        matrix.name for matrix in Certificate.read(result).matrices
+    ]  # those that stay dense were looked at as well
     grams: dict[str, Tensor] = {}
     for _ in range(2):
         grams.clear()
         with timed(parts, "passes with second moments"), torch.no_grad():
             for batch in batches:
-                for _ in inputs_of(model, list(ranks), grams):
+                for _ in inputs_of(model, names, grams):
                     model(input_ids=batch, use_cache=False)
     with timed(parts, "pass there and back"):
         for batch in batches:
@@ -176,39 +179,27 @@ def calibrated_parts(folder: Path, result: Path, scratch: Path, text: Path) -> P
     with timed(parts, "passes to judge"), torch.no_grad():
         for batch in [*batches, *batches]:
             model(input_ids=batch, use_cache=False).logits.log_softmax(-1)
-    owners = _owners(model, ranks, grams, batches[0])
+    owners = _owners(names, grams)
 
     def decompose(name: str) -> None:
-        weight, gram = model.get_submodule(name).weight.detach(), grams[owners[name]]
-        metric = metrics[owners[name]]
-        del gram
+        weight, metric = model.get_submodule(name).weight.detach(), metrics[owners[name]]
         metric.singular_values(weight)
         prepared = Truncation(weight, metric, 0.0)
-        for rank in (ranks[name], ranks[name]):
-            prepared.fit(rank, dtype=weight.dtype, rng=Generator().manual_seed(0))
+        for rank in (ranks.get(name), ranks.get(name)):
+            if rank is not None:
+                prepared.fit(rank, dtype=weight.dtype, rng=Generator().manual_seed(0))
 
     with timed(parts, "decompositions"):
         for _ in range(2):
             metrics = dict(zip(grams, side_by_side(lambda n: Metric.gram(n, grams[n]), list(grams)), strict=True))
-        side_by_side(decompose, list(ranks))
+        side_by_side(decompose, names)
     writing(result, scratch, parts)
     return parts
 
 
-def _owners(model: nn.Module, ranks: Mapping[str, int], grams: Mapping[str, Tensor], batch: Tensor) -> dict[str, str]:
-    """Under which name the second moment of each map's input was kept."""
-    pointers: dict[str, int] = {}
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, args: pointers.__setitem__(name, args[0].data_ptr())
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in ranks]
-    with torch.no_grad():
-        model(input_ids=batch[:1], use_cache=False)
-    for handle in handles:
-        handle.remove()
-    order = list(ranks)
-    return {n: max((g for g in grams if order.index(g) <= order.index(n)), key=order.index) for n in ranks}
+def _owners(names: Sequence[str], grams: Mapping[str, Tensor]) -> dict[str, str]:
+    """Under which name the second moment of each map's input was kept: the last one before it that has one."""
+    return {n: max((g for g in grams if names.index(g) <= names.index(n)), key=names.index) for n in names}
 
 
 def run(command: Sequence[str], *, limit: int | None = None) -> tuple[float, int]:

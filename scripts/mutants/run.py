@@ -34,7 +34,7 @@ EXPLAINED = Path(__file__).parent / "explained.json"
 REPORT = ROOT / "benchmarks" / "results" / "mutants.md"
 # What reads the text of the sources or runs other processes only would find every bug, or none.
 LEFT_OUT = ("test_style.py", "test_layers.py", "test_docs.py", "test_doctests.py")
-LONGEST = 300.0  # seconds for the tests of one bug
+LONGEST = 150.0  # seconds for the tests of one bug
 
 sys.path.insert(0, str(Path(__file__).parent))
 
