@@ -271,6 +271,12 @@ def test_what_is_not_finite_is_refused(call: Callable[[Tensor], object], bad: fl
         call(w)
 
 
+@pytest.mark.parametrize("other", [torch.ones(3), torch.ones(2, 3, 4), torch.ones(3, 4, dtype=torch.int64)])
+def test_what_is_no_matrix_is_refused(other: Tensor) -> None:
+    with pytest.raises(ValueError, match="a matrix of floating-point numbers is wanted, not a tensor of shape"):
+        truncated_svd(other, 1)
+
+
 def test_finite_numbers_whose_norm_overflows_are_not_refused() -> None:
     w = 1e200 * gaussian(5, 6)
     assert Truncation(w, Metric.plain(), 0.0).target is w

@@ -32,6 +32,9 @@ class Truncation:
     accuracy: float
 
     def __post_init__(self) -> None:
+        if self.target.ndim != 2 or not self.target.is_floating_point():
+            kind = f"a tensor of shape {tuple(self.target.shape)} in {self.target.dtype}"
+            raise ValueError(f"a matrix of floating-point numbers is wanted, not {kind}")
         # The norm, which is wanted later, is several times faster than a look at each entry.
         if not math.isfinite(self.size) and not bool(torch.isfinite(self.target).all()):
             m, n = self.target.shape
@@ -117,7 +120,8 @@ def truncated_svd(
     >>> [round(abs(x), 5) for x in fit.op.dense().diag().tolist()], round(fit.bounds[0].achieved, 6)
     ([3.0, 2.0, 0.0], 1.0)
 
-    Raises ``ValueError`` for a rank outside 1 … min(m, n), a matrix with NaN or infinity, or a negative ``accuracy``.
+    Raises ``ValueError`` for a rank outside 1 … min(m, n), for what is no matrix of floating-point numbers or holds NaN or
+    infinity, and for a negative ``accuracy``.
     """
     if accuracy < 0:
         raise ValueError(f"the accuracy is a share of the smallest error and not below 0: {accuracy:g}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -172,7 +173,7 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
         )
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _EmptyMatricesOnMeta():
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.eval()
         model.tie_weights()
@@ -181,6 +182,21 @@ def _empty_model(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.folder / 'config.json'} is no architecture that AutoModelForCausalLM can build: {first_line(error)}"
         ) from error
     return model
+
+
+class _EmptyMatricesOnMeta(TorchFunctionMode):
+    """Makes matrices that are asked for without content on the meta device to begin with.
+
+    ``init_empty_weights`` moves them there when they are registered. Until then each would take its place in the process's
+    heap, and the holes that they leave add up to the size of the model in address space that limits count.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.empty and not (kwargs or {}).get("device"):
+            made = func(*args, **(kwargs or {}) | {"device": "meta"})
+            if made.ndim >= 2:
+                return made
+        return func(*args, **kwargs or {})
 
 
 def _block_names(model: Any) -> list[str]:
