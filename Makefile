@@ -25,7 +25,7 @@ help:
 	@echo 'make test        the fast tests'
 	@echo 'make test-all    all tests'
 	@echo 'make fuzz        the tests of damaged files with new random ones (EXAMPLES=5000 a test, SEED=1 for the same again)'
-	@echo 'make mutants     plant bugs one at a time and count those that the tests catch (COUNT=200 SEED=0 ONLY=linalg/*)'
+	@echo 'make mutants     plant bugs one at a time and count those that the tests catch (COUNT=200 SEED=0 ONLY=linalg/* NOTES=file)'
 	@echo 'make check       format, lint, types, layers, style, examples and documentation'
 	@echo 'make wheel-test  build the wheel, install it in an empty environment elsewhere, run tests and demo there'
 	@echo 'make clean       remove caches and builds; .venv stays (rm -r .venv for a fresh start)'
@@ -50,7 +50,7 @@ fuzz: $(READY)
 	OMP_NUM_THREADS=1 ECKART_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -n $(WORKERS) $(if $(SEED),--hypothesis-seed=$(SEED)) tests/test_fuzz.py
 
 mutants: $(READY)
-	$(BIN)/python scripts/mutants/run.py --workers $(WORKERS) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')
+	$(BIN)/python scripts/mutants/run.py --workers $(WORKERS) $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)') $(if $(NOTES),--notes $(NOTES))
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,8 +1,9 @@
 """Plants a seeded sample of bugs in the library, one at a time, and counts how many the fast tests catch.
 
-    make mutants                          200 bugs, about half an hour on two cores
+    make mutants                          200 bugs, an hour on two cores
     make mutants COUNT=50 SEED=7          another sample
     make mutants ONLY='linalg/*'          only in some modules
+    make mutants NOTES=notes.jsonl        note every outcome, and go on from there when repeated
 
 First the fast tests run once with coverage, so that each bug is met by the tests that reach its line, shortest first, until
 one fails. A bug that survives all of them is printed with its line. Survivors that change nothing anybody could notice
@@ -254,6 +255,9 @@ def main() -> None:
     parser.add_argument("--only", default="*")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--map", type=Path, help="keep the map of tests and lines in this file, or take it from there")
+    parser.add_argument(
+        "--notes", type=Path, help="note every outcome in this file, and go on from what is noted there"
+    )
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("ECKART_DATA", None)
@@ -265,17 +269,26 @@ def main() -> None:
             if arguments.map:
                 arguments.map.write_text(json.dumps([lines, seconds]))
     chosen = sample(arguments.count, arguments.seed, arguments.only)
-    jobs = [(planted, tests_for(planted, lines, seconds)) for planted in chosen]
-    results: list[tuple[Planted, str]] = []
+    noted = _noted(arguments.notes)
+    results = [(planted, noted[str(planted)]) for planted in chosen if str(planted) in noted]
+    jobs = [(planted, tests_for(planted, lines, seconds)) for planted in chosen if str(planted) not in noted]
     with multiprocessing.get_context("fork").Pool(arguments.workers, _preload) as pool:
         for planted, outcome in pool.imap_unordered(_meet, jobs):
             results.append((planted, outcome))
-            print(f"{len(results):>4}/{len(jobs)} {outcome:<9} {planted}", flush=True)
+            print(f"{len(results):>4}/{len(chosen)} {outcome:<9} {planted}", flush=True)
+            if arguments.notes:
+                with arguments.notes.open("a") as handle:
+                    handle.write(json.dumps([str(planted), outcome]) + "\n")
     results.sort(key=lambda result: (result[0].file, result[0].bug.line))
     REPORT.write_text(report(results, arguments.seed))
     open_ones = [p for p, outcome in results if outcome != "caught" and explanation(p) is None]
     caught = sum(outcome == "caught" for _, outcome in results)
     print(f"{caught} of {len(results)} caught ({caught / len(results):.1%}); {len(open_ones)} survivors unexplained")
+
+
+def _noted(notes: Path | None) -> dict[str, str]:
+    """Outcomes of an interrupted run of the same sample on the same sources."""
+    return dict(map(json.loads, notes.read_text().splitlines())) if notes and notes.exists() else {}
 
 
 def _preload() -> None:

@@ -300,3 +300,19 @@ def test_the_error_to_expect_is_that_of_the_fit() -> None:
             prepared = Truncation(w, metric, accuracy)
             fitted = prepared.fit(rank, dtype=torch.float64, rng=generator()).bounds[0].achieved
             assert prepared.error(rank, generator()) == pytest.approx(fitted, rel=5e-3)
+
+
+@pytest.mark.parametrize("accuracy", [2e-3, 0.0])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.usefixtures("large")
+def test_a_scale_of_the_matrix_is_one_of_its_bounds(name: str, accuracy: float) -> None:
+    """By a power of two, which rounds nothing: every figure is multiplied by it."""
+    w = with_spectrum(120, 160, SPECTRA[name]).to(torch.float32)
+    for rank in (3, 30):
+        expected = truncated_svd(w, rank, accuracy=accuracy, dtype=torch.float64).bounds
+        for scale in (2.0**-30, 2.0**30):
+            found = truncated_svd(w * scale, rank, accuracy=accuracy, dtype=torch.float64).bounds
+            for one, other in zip(expected, found, strict=True):
+                for figure in ("lower", "achieved", "upper", "scale"):
+                    assert getattr(other, figure) == pytest.approx(scale * getattr(one, figure), rel=1e-6), figure
+                assert one.delta == other.delta
