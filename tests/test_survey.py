@@ -58,7 +58,7 @@ def seen(model: Path, run: Run) -> tuple[float, dict[str, np.ndarray], dict[str,
     squares = {
         n: float(o.grad.double().square().sum()) / windows.numel() for n, o in outputs.items() if o.grad is not None
     }
-    return float(loss), inputs, squares
+    return loss.item(), inputs, squares
 
 
 @pytest.mark.parametrize("kind", RECIPES)

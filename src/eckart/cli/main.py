@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 
 import typer
@@ -13,6 +15,9 @@ from eckart._version import __version__
 from eckart.cli import commands
 from eckart.cli.show import fail
 from eckart.errors import EckartError
+
+M_MMAP_THRESHOLD = -3  # as malloc.h has it
+LARGE = 4 << 20  # bytes from which on a piece of memory is asked of the system and given back to it
 
 app = typer.Typer(
     name="eckart",
@@ -54,12 +59,22 @@ class _Stopped(BaseException):
     """SIGTERM or Ctrl-C, raised where the program is, so that files written aside are removed on the way out."""
 
 
+def _give_memory_back() -> None:
+    """Have glibc return what large tensors took as soon as they are gone.
+
+    Left to itself it learns from the first of them to keep such pieces, and holes between them grow to half a gigabyte.
+    """
+    with suppress(OSError, AttributeError):  # other C libraries know nothing of it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise _Stopped(128 + number)
 
+    _give_memory_back()
     hf_logging.set_verbosity_error()  # what it warns of is refused in a sentence here, or is no concern of the user's
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

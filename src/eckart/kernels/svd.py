@@ -108,7 +108,8 @@ def svd(a: Tensor) -> SVD:
     if m <= n:
         return gram_svd(a @ a.T, _gram_rounding(a))
     turned = gram_svd(a.T @ a, _gram_rounding(a))
-    u = torch.linalg.qr(a @ turned.u).Q  # for the smallest values any orthonormal completion serves
+    a = a @ turned.u  # the matrix itself is not needed any more, and may be large
+    u = torch.linalg.qr(a).Q  # for the smallest values any orthonormal completion serves
     return replace(turned, u=fix_signs(u))
 
 

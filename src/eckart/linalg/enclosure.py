@@ -45,22 +45,23 @@ def measured_bounds(
     *,
     rng: Generator,
     basis: Basis | None = None,
-    size: float | None = None,
+    sizes: tuple[float, float] | None = None,
 ) -> tuple[Bound, ...]:
     """The error of ``op`` in the metric, in the Frobenius norm (if that is another) and in the spectral norm.
 
     With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
     certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
-    ``basis`` of its left factor and ``size``, the Frobenius norm of the target, are computed where they are not given.
-    The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
+    ``basis`` of its left factor and ``sizes``, the norms of the target in the metric and in the Frobenius norm, are computed
+    where they are not given. The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
     bound widens ``upper``.
 
     Raises ``ValueError`` where no optimum is given and the metric is neither plain nor diagonal.
     """
     if optimum is None and not metric.is_diagonal:
         raise ValueError(f"an error in the {metric.name} metric has bounds from an exact decomposition only")
-    plainly = _Residual.of(target, op, frobenius_norm(target) if size is None else size)
-    inside = plainly.fine_in(metric) if not metric.is_plain else plainly
+    size, scale = sizes or (metric.norm(target), frobenius_norm(target))
+    plainly = _Residual.of(target, op, scale)
+    inside = plainly if metric.is_plain else plainly.fine_in(metric)
     enclosed = spectral_norm(plainly.error, rng)
     rank = op.rank
     if optimum is None:
@@ -68,14 +69,14 @@ def measured_bounds(
         plain = own = _posterior(plainly, op.right, basis, enclosed)
         if not metric.is_plain:
             scaled = Basis(basis.q, basis.coordinates, metric.whiten(basis.image))
-            weighed = inside.weighed(metric)
+            weighed = inside.weighed(metric, size)
             own = _posterior(weighed, metric.whiten(op.right), scaled, spectral_norm(weighed.error, rng))
     else:
         plain = _exact(optimum.plain, rank)
         own = _exact(optimum.whitened, rank)
-    bounds = [_frobenius(metric, inside, own)]
+    bounds = [_frobenius(metric, inside, size, own)]
     if not metric.is_plain:
-        bounds.append(_frobenius(Metric.plain(), plainly, plain))
+        bounds.append(_frobenius(Metric.plain(), plainly, scale, plain))
     achieved = max(enclosed.value - plainly.slack, plain.value)
     spectral = Bound(
         norm="spectral",
@@ -103,9 +104,9 @@ class _Residual:
         """The Frobenius norm of the error."""
         return frobenius_norm(self.error)
 
-    def norms(self, metric: Metric) -> tuple[float, float]:
-        """The norms of error and target in a metric."""
-        return (self.size, self.scale) if metric.is_plain else (metric.norm(self.error), metric.norm(self.target))
+    def norm(self, metric: Metric) -> float:
+        """The norm of the error in a metric."""
+        return self.size if metric.is_plain else metric.norm(self.error)
 
     @classmethod
     def of(cls, target: Tensor, op: Factors, scale: float) -> _Residual:
@@ -115,17 +116,22 @@ class _Residual:
         return cls._formed(target, op, scale, torch.float32).fine_in(Metric.plain())
 
     def fine_in(self, metric: Metric) -> _Residual:
-        """Itself, or one in float64 where rounding could be more than ``COARSE`` of the error in the metric."""
-        if self.error.dtype == torch.float64 or self.slack * metric.reach <= COARSE * self.norms(metric)[0]:
+        """Itself, or one in float64 where rounding could be more than ``COARSE`` of the error in the metric.
+
+        In a full metric, whose norm costs as much as a float64 error and more, that is not tried.
+        """
+        if self.error.dtype == torch.float64:
+            return self
+        if metric.is_diagonal and self.slack * metric.reach <= COARSE * self.norm(metric):
             return self
         return self._formed(self.target, self.op, self.scale, torch.float64)
 
-    def weighed(self, metric: Metric) -> _Residual:
-        """The same in the coordinates of a diagonal metric."""
+    def weighed(self, metric: Metric, size: float) -> _Residual:
+        """The same in the coordinates of a diagonal metric, in which the norm of the target is ``size``."""
         error = self.error * metric.right.to(self.error)  # type: ignore[union-attr]
         grain = torch.finfo(error.dtype).eps * frobenius_norm(error)
         slack = self.slack * metric.reach + grain
-        return _Residual(metric.whiten(self.target), self.op, error, slack, metric.norm(self.target))
+        return _Residual(metric.whiten(self.target), self.op, error, slack, size)
 
     @classmethod
     def _formed(cls, target: Tensor, op: Factors, scale: float, dtype: torch.dtype) -> _Residual:
@@ -141,8 +147,8 @@ def _exact(found: SVD, rank: int) -> _Floors:
     return _Floors(found.tail_floor(rank), found.value_floor(rank), top, 0.0)
 
 
-def _frobenius(metric: Metric, residual: _Residual, floors: _Floors) -> Bound:
-    norm, scale = residual.norms(metric)
+def _frobenius(metric: Metric, residual: _Residual, scale: float, floors: _Floors) -> Bound:
+    norm = residual.norm(metric)
     achieved = max(norm, floors.tail)  # rounding alone could put a perfect fit below what is possible
     return Bound(
         norm=metric.name,

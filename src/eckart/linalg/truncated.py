@@ -46,10 +46,16 @@ class Truncation:
         return frobenius_norm(self.target)
 
     @cached_property
+    def sizes(self) -> tuple[float, float]:
+        """The norms of the target in the metric and in the Frobenius norm."""
+        return self.size if self.metric.is_plain else self.metric.norm(self.target), self.size
+
+    @cached_property
     def optimum(self) -> Optimum:
         """Exact decompositions: of ``target @ R`` with vectors, of ``target`` without, unless the metric is the plain one."""
+        plain = None if self.metric.is_plain else singular_values(self.target)  # before there are vectors to be held
         whitened = self.metric.svd(self.target)
-        return Optimum(whitened, whitened if self.metric.is_plain else singular_values(self.target))
+        return Optimum(whitened, plain or whitened)
 
     def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
         """The projection on the leading left singular vectors of ``target @ R``, its factors rounded to ``dtype``.
@@ -68,7 +74,7 @@ class Truncation:
             uw = found.image if self.metric.is_plain else image(u.to(torch.float64), self.target)
         op, basis = stored(u, self.target, uw, dtype)
         optimum = self.optimum if found is None else None
-        bounds = measured_bounds(self.target, op, self.metric, optimum, rng=rng, basis=basis, size=self.size)
+        bounds = measured_bounds(self.target, op, self.metric, optimum, rng=rng, basis=basis, sizes=self.sizes)
         return Fit(op=op, bounds=bounds, how=how)
 
     def error(self, rank: int, rng: Generator) -> float:
@@ -76,7 +82,7 @@ class Truncation:
         found, _ = self._iterated(rank, rng)
         if found is None:
             return float(self.optimum.whitened.tails()[min(rank, len(self.optimum.whitened.s))].sqrt())
-        return math.sqrt(max(self.metric.norm(self.target) ** 2 - float(found.s.square().sum()), 0.0))
+        return math.sqrt(max(self.sizes[0] ** 2 - float(found.s.square().sum()), 0.0))
 
     def _iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
         """The leading subspace by iteration where that is the faster way, and why this way was taken."""
