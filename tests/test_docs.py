@@ -1,4 +1,4 @@
-"""What the README shows is run: its shell block, its Python block, and the options that it names exist."""
+"""What the README shows is run: its shell block, its Python blocks, and the options that it names exist."""
 
 import os
 import re
@@ -39,8 +39,11 @@ def test_readme_commands_run_and_leave_what_they_promise(tmp_path: Path) -> None
     assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
 
 
-def test_readme_python_runs_in_a_fresh_process(tmp_path: Path) -> None:
-    (example,) = blocks("python")
+@pytest.mark.parametrize("number", range(2))
+def test_readme_python_runs_in_a_fresh_process(tmp_path: Path, number: int) -> None:
+    examples = blocks("python")
+    assert len(examples) == 2
+    example = examples[number]
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
     assert run([sys.executable, "example.py"], tmp_path).strip()
