@@ -121,3 +121,14 @@ def test_nan_is_refused() -> None:
     a[0, 0] = math.nan
     with pytest.raises(ValueError, match="NaN"):
         spectral_norm(a, generator())
+
+
+@pytest.mark.usefixtures("by_probes")
+def test_of_a_matrix_of_rank_one_the_upper_figure_is_the_formula() -> None:
+    """M w is sigma^17 u (v^T w), so the bound is sigma (10 sqrt(2/pi) max |v^T w|)^(1/17) for the vectors w drawn."""
+    u, v = orthonormal(20, 1, 1), orthonormal(15, 1, 2)
+    for seed in range(5):
+        drawn = torch.randn(NORMS.PROBES, 15, generator=generator(seed), dtype=torch.float64)
+        largest = float((drawn @ v).abs().max())
+        expected = 7.0 * (10 * math.sqrt(2 / math.pi) * largest) ** (1 / 17)
+        assert spectral_norm(7.0 * u @ v.T, generator(seed)).upper == pytest.approx(max(expected, 7.0), rel=1e-9)
