@@ -491,6 +491,17 @@ def test_a_changed_config(ground: Ground, result: Path, key: str, value: object)
 # ---- wrong originals and texts --------------------------------------------------------------------------------------
 
 
+def test_a_record_of_what_is_no_target(ground: Ground, result: Path) -> None:
+    """A copy of another matrix's record under the name of one that the options leave alone."""
+
+    def falsify(table: dict[str, Any]) -> None:
+        extra = copy.deepcopy(record_of(table))
+        table["matrices"].append(extra | {"name": "lm_head", "operator": "dense", "rank": None})
+
+    edit_json(result / "eckart.json", falsify)
+    assert "lm_head is no target in the original" in fails(result, "--against", ground.model)
+
+
 def test_a_wrong_original(ground: Ground, result: Path, tmp_path: Path) -> None:
     other = tiny(tmp_path / "other", sharded=True, seed=1)
     sentences = fails(result, "--against", other)
