@@ -1,4 +1,4 @@
-"""Factorisations with bounds on how far they are from the best possible; needs torch alone."""
+"""Factorisations with bounds on how far they are from the best possible; below this layer there is nothing but torch."""
 
 from eckart.kernels.norms import SpectralNorm, spectral_norm
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
