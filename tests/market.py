@@ -98,6 +98,7 @@ def metrics_for(n: int) -> dict[str, Metric]:
 
 
 # Every module that asks whether a matrix is small enough for LAPACK.
+PANELLED = ("kernels.panels", "linalg.factors", "linalg.enclosure", "metric")
 SIZED = ("kernels.svd", "kernels.norms", "linalg.enclosure", "linalg.truncated", "metric")
 
 
@@ -105,6 +106,8 @@ def as_if_large(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     """Send matrices of any size down the routes of large ones, in all modules or in these."""
     for name in modules or SIZED:
         monkeypatch.setattr(import_module(f"eckart.{name}"), "LAPACK_SIDE", 0)
+    for name in PANELLED:
+        monkeypatch.setattr(import_module(f"eckart.{name}"), "PANEL", 7)
 
 
 METRICS = tuple(metrics_for(1))

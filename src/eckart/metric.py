@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 
 from eckart.kernels.norms import frobenius_norm
+from eckart.kernels.panels import PANEL, panels
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SVD, gram_svd, singular_values, svd
 from eckart.kernels.symmetric import psd_root
 
-PANEL = 512  # rows of an error that go through a product with a second moment at once
 _ROOTS = Lock()  # maps share a metric: the root is taken by the first thread that asks, and the others wait for it
 
 
@@ -84,19 +83,38 @@ class Metric:
         """The decomposition of ``matrix @ R``; what rounding the product did to it is in ``slack`` or ``slack_sq``.
 
         Of a moment the root is taken only for a tall ``matrix``. For others ``matrix R R^T matrix^T`` (m, m) has the left
-        singular vectors as eigenvectors, at a fraction of the time and memory that a root of the wider side takes.
+        singular vectors as eigenvectors, at a fraction of the time and memory that a root of the wider side takes. Of a large
+        tall one the right singular vectors are given in place of the left ones, which ``times`` makes of them.
         """
-        if self.moment is not None and matrix.shape[0] <= matrix.shape[1]:
-            return gram_svd(self._outputs(matrix), self._rounding_sq(matrix))
-        found = svd(self.whiten(matrix))
-        return replace(found, slack=found.slack + self._rounding(matrix))
+        return self._decomposed(matrix, vectors=True)
 
     def singular_values(self, matrix: Tensor) -> SVD:
         """As ``svd`` without vectors."""
-        if self.moment is not None and matrix.shape[0] <= matrix.shape[1]:
-            return gram_svd(self._outputs(matrix), self._rounding_sq(matrix), vectors=False)
-        found = singular_values(self.whiten(matrix))
+        return self._decomposed(matrix, vectors=False)
+
+    def times(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """``matrix @ R @ x`` in float64 for a few columns ``x``, with a panel of ``matrix`` in float64 at a time."""
+        if self.root is not None:
+            x = self.root[:, None] * x if self.root.ndim == 1 else self.root @ x
+        return torch.cat([rows @ x for rows in panels(matrix)])
+
+    def _decomposed(self, matrix: Tensor, *, vectors: bool) -> SVD:
+        m, n = matrix.shape
+        if self.moment is not None and m <= n:
+            return gram_svd(self._outputs(matrix), self._rounding_sq(matrix), vectors=vectors)
+        columns = n if self.root is None or self.root.ndim == 1 else self.root.shape[1]
+        if m <= columns or columns <= LAPACK_SIDE:
+            found = (svd if vectors else singular_values)(self.whiten(matrix))
+        else:
+            found = self._turned(matrix, vectors=vectors)
         return replace(found, slack=found.slack + self._rounding(matrix))
+
+    def _turned(self, matrix: Tensor, *, vectors: bool) -> SVD:
+        """The right singular vectors of ``matrix @ R``, which is never formed as a whole."""
+        gram = sum(white.T @ white for white in map(self.whiten, matrix.split(PANEL)))
+        assert isinstance(gram, Tensor)
+        found = gram_svd(gram, len(matrix) * EPS * float(gram.trace()), vectors=vectors)
+        return replace(found, u=gram.new_zeros(len(matrix), 0), v=found.u if vectors else None)
 
     def norm(self, error: Tensor) -> float:
         """``||error R||_F``, float64."""
@@ -104,14 +122,14 @@ class Metric:
             return frobenius_norm(error)
         if self.moment is None:
             return math.hypot(*(float(torch.linalg.vector_norm(self.whiten(e))) for e in error.split(PANEL)))
-        energy = sum(float(((e @ self.moment) * e).sum()) for e in _panels(error))
+        energy = sum(float(((e @ self.moment) * e).sum()) for e in panels(error))
         return math.sqrt(max(energy, 0.0) / self.count)
 
-    def slack(self, error: Tensor, norm: float) -> float:
-        """By how much rounding may have made ``norm``, which is ``norm(error)``, too small."""
+    def slack(self, size: float, norm: float) -> float:
+        """By how much rounding may have made ``norm`` too small, that of an error whose Frobenius norm is ``size``."""
         if self.moment is None:
-            return self._rounding(error)
-        return math.sqrt(norm**2 + self._rounding_sq(error)) - norm
+            return self._rounding_of(size)
+        return math.sqrt(norm**2 + self._rounding_sq_of(size)) - norm
 
     @property
     def reach(self) -> float:
@@ -135,11 +153,13 @@ class Metric:
     def _outputs(self, matrix: Tensor) -> Tensor:
         """``matrix R R^T matrix^T`` (m, m) in float64."""
         assert self.moment is not None
-        w = matrix.to(torch.float64).T.contiguous()  # (n, m)
-        found = torch.empty(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
-        for start, rows in zip(range(0, len(matrix), PANEL), _panels(matrix), strict=True):
-            found[start : start + PANEL] = rows @ self.moment @ w
-        return found.div_(self.count)
+        m = len(matrix)
+        found = torch.empty(m, m, dtype=torch.float64, device=matrix.device)
+        for i, rows in zip(range(0, m, PANEL), panels(matrix), strict=True):
+            weighed = rows @ self.moment
+            for j, others in zip(range(0, i + 1, PANEL), panels(matrix), strict=False):
+                found[i : i + PANEL, j : j + PANEL] = weighed @ others.T
+        return found.tril_().add_(found.tril(-1).T).div_(self.count)
 
     @cached_property
     def _root_of_moment(self) -> Tensor:
@@ -153,20 +173,19 @@ class Metric:
 
     def _rounding_sq(self, matrix: Tensor) -> float:
         """A bound on what rounding may have done to ``matrix R R^T matrix^T``, in the Frobenius norm."""
-        energy = frobenius_norm(matrix) ** 2
-        return matrix.shape[1] * EPS * energy * self._moment_norm / self.count
+        return self._rounding_sq_of(frobenius_norm(matrix))
+
+    def _rounding_sq_of(self, size: float) -> float:
+        assert self.moment is not None
+        return len(self.moment) * EPS * size**2 * self._moment_norm / self.count
 
     def _rounding(self, matrix: Tensor) -> float:
-        """A bound on what rounding may have done to ``whiten(matrix)``, in the Frobenius norm.
+        """A bound on what rounding may have done to ``whiten(matrix)``, in the Frobenius norm."""
+        return 0.0 if self.root is None else self._rounding_of(frobenius_norm(matrix))
 
-        Of a product it is relative to ``||matrix||_F ||R||_F``, which may be far more than the norm of the product.
-        """
+    def _rounding_of(self, size: float) -> float:
+        """Of a product rounding is relative to ``size ||R||_F``, which may be far more than the norm of the product."""
         if self.root is None:
             return 0.0
         terms = 1 if self.root.ndim == 1 else len(self.root)
-        return terms * EPS * frobenius_norm(matrix) * self.reach
-
-
-def _panels(matrix: Tensor) -> Iterator[Tensor]:
-    """Rows of a matrix in float64, ``PANEL`` at a time."""
-    return (rows.to(torch.float64) for rows in matrix.split(PANEL))
+        return terms * EPS * size * self.reach

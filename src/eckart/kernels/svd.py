@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from eckart.kernels.panels import panels
+
 # Up to this smaller side LAPACK decomposes the matrix itself; above, the float64 Gram matrix is several times
 # faster and its squared rounding error, 1e-16 of the energy, is far below what a float32 factor can express.
 LAPACK_SIDE = 1024
@@ -29,6 +31,9 @@ class SVD:
     s: Tensor  # (k,)
     slack: float
     slack_sq: float
+    v: Tensor | None = (
+        None  # (n, k) in place of ``u``, which then has no columns, of a tall matrix known by ``A.T @ A``
+    )
 
     def tails(self) -> Tensor:
         """Energy left after rank r: ``sum(s[r:]**2)`` for r = 0 … k, shape (k + 1,), float64.
@@ -103,14 +108,13 @@ def svd(a: Tensor) -> SVD:
     if min(m, n) == 0:
         return SVD(u=a.new_zeros(m, 0), s=a.new_zeros(0), slack=0.0, slack_sq=0.0)
     if min(m, n) <= LAPACK_SIDE:
+        a = a.to(torch.float64)
         u, s = _lapack(a)
         return SVD(u=fix_signs(u), s=s, slack=_rounding(a), slack_sq=0.0)
+    found = _by_gram(a)
     if m <= n:
-        return gram_svd(a @ a.T, _gram_rounding(a))
-    turned = gram_svd(a.T @ a, _gram_rounding(a))
-    a = a @ turned.u  # the matrix itself is not needed any more, and may be large
-    u = torch.linalg.qr(a).Q  # for the smallest values any orthonormal completion serves
-    return replace(turned, u=fix_signs(u))
+        return found
+    return replace(found, u=fix_signs(torch.linalg.qr(a.to(torch.float64) @ found.u).Q))
 
 
 def singular_values(a: Tensor) -> SVD:
@@ -125,15 +129,28 @@ def singular_values(a: Tensor) -> SVD:
     if min(m, n) == 0:
         return SVD(u=none, s=a.new_zeros(0), slack=0.0, slack_sq=0.0)
     if min(m, n) <= LAPACK_SIDE:
+        a = a.to(torch.float64)
         s = torch.linalg.svdvals(a if m >= n else a.T)
         return SVD(u=none, s=s, slack=_rounding(a), slack_sq=0.0)
-    return gram_svd(a @ a.T if m <= n else a.T @ a, _gram_rounding(a), vectors=False)
+    return replace(_by_gram(a, vectors=False), u=none)
+
+
+def smaller_gram(a: Tensor) -> Tensor:
+    """``a @ a.T`` of a wide or square matrix, ``a.T @ a`` of a tall one, in float64, with a panel of ``a`` in float64 at a time.
+
+    >>> smaller_gram(torch.tensor([[3.0], [4.0]])).tolist(), smaller_gram(torch.tensor([[3.0, 4.0]])).tolist()
+    ([[25.0]], [[25.0]])
+    """
+    a = a if a.shape[0] > a.shape[1] else a.T
+    gram = torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device)
+    for rows in panels(a):
+        gram.addmm_(rows.T, rows)
+    return gram
 
 
 def _checked(a: Tensor) -> Tensor:
     if a.ndim != 2:
         raise ValueError(f"a matrix is wanted, not a tensor of shape {tuple(a.shape)}")
-    a = a.to(torch.float64)
     if not bool(torch.isfinite(a).all()):
         raise ValueError(f"the {a.shape[0]} x {a.shape[1]} matrix holds NaN or infinity")
     return a
@@ -151,6 +168,7 @@ def _rounding(a: Tensor) -> float:
     return SAFETY * EPS * max(a.shape) * float(torch.linalg.vector_norm(a))
 
 
-def _gram_rounding(a: Tensor) -> float:
-    """What rounding may have done to the smaller Gram matrix, in the Frobenius norm: sums of ``max(m, n)`` products."""
-    return max(a.shape) * EPS * float(torch.linalg.vector_norm(a)) ** 2
+def _by_gram(a: Tensor, *, vectors: bool = True) -> SVD:
+    gram = smaller_gram(a)
+    # Every entry is the sum of max(m, n) products; the trace is the energy of the matrix.
+    return gram_svd(gram, max(a.shape) * EPS * float(gram.trace()), vectors=vectors)

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 
 from eckart.bound import Bound
 from eckart.kernels.norms import SpectralNorm, frobenius_norm, spectral_norm
+from eckart.kernels.panels import PANEL
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SAFETY, SVD
 from eckart.linalg.factors import Basis, image
 from eckart.metric import Metric
@@ -74,9 +75,10 @@ def measured_bounds(
     else:
         plain = _exact(optimum.plain, rank)
         own = _exact(optimum.whitened, rank)
-    bounds = [_frobenius(metric, inside, size, own)]
+    size_of_error = plainly.size + plainly.slack
+    bounds = [_frobenius(metric, inside, size, own, size_of_error)]
     if not metric.is_plain:
-        bounds.append(_frobenius(Metric.plain(), plainly, scale, plain))
+        bounds.append(_frobenius(Metric.plain(), plainly, scale, plain, size_of_error))
     achieved = max(enclosed.value - plainly.slack, plain.value)
     spectral = Bound(
         norm="spectral",
@@ -91,55 +93,80 @@ def measured_bounds(
 
 @dataclass(frozen=True)
 class _Residual:
-    """``target - op``, and how far rounding may have put it off in the Frobenius norm."""
+    """``target - op`` as formed in ``dtype``, and how far rounding may have put it off in the Frobenius norm."""
 
     target: Tensor
     op: Factors
-    error: Tensor
-    slack: float
     scale: float  # the Frobenius norm of the target
-
-    @cached_property
-    def size(self) -> float:
-        """The Frobenius norm of the error."""
-        return frobenius_norm(self.error)
-
-    def norm(self, metric: Metric) -> float:
-        """The norm of the error in a metric."""
-        return self.size if metric.is_plain else metric.norm(self.error)
+    dtype: torch.dtype
+    slack: float
 
     @classmethod
     def of(cls, target: Tensor, op: Factors, scale: float) -> _Residual:
         """In float32 where that is fine for a large matrix, else in float64."""
         if min(target.shape) <= LAPACK_SIDE:
-            return cls._formed(target, op, scale, torch.float64)
-        return cls._formed(target, op, scale, torch.float32).fine_in(Metric.plain())
+            return cls._in(torch.float64, target, op, scale)
+        return cls._in(torch.float32, target, op, scale).fine_in(Metric.plain())
+
+    @classmethod
+    def _in(cls, dtype: torch.dtype, target: Tensor, op: Factors, scale: float) -> _Residual:
+        # The sum of r products in each entry, its difference from w, and the conversion of what was wider.
+        grain = (op.rank + 3) * torch.finfo(dtype).eps / 2
+        return cls(target, op, scale, dtype, grain * (frobenius_norm(op.left) * frobenius_norm(op.right) + scale))
+
+    @cached_property
+    def error(self) -> Tensor:
+        """The error as a matrix."""
+        return self._formed(slice(None))
+
+    @cached_property
+    def size(self) -> float:
+        """The Frobenius norm of the error."""
+        return self.norm(Metric.plain())
+
+    def norm(self, metric: Metric) -> float:
+        """The norm of the error in a metric; in a full one a panel of rows at a time."""
+        if metric.is_diagonal:
+            return metric.norm(self.error)
+        starts = range(0, len(self.target), PANEL)
+        return math.hypot(*(metric.norm(self._formed(slice(start, start + PANEL))) for start in starts))
 
     def fine_in(self, metric: Metric) -> _Residual:
         """Itself, or one in float64 where rounding could be more than ``COARSE`` of the error in the metric.
 
         In a full metric, whose norm costs as much as a float64 error and more, that is not tried.
         """
-        if self.error.dtype == torch.float64:
+        if self.dtype == torch.float64:
             return self
         if metric.is_diagonal and self.slack * metric.reach <= COARSE * self.norm(metric):
             return self
-        return self._formed(self.target, self.op, self.scale, torch.float64)
+        return self._in(torch.float64, self.target, self.op, self.scale)
 
-    def weighed(self, metric: Metric, size: float) -> _Residual:
+    def weighed(self, metric: Metric, size: float) -> _Weighed:
         """The same in the coordinates of a diagonal metric, in which the norm of the target is ``size``."""
         error = self.error * metric.right.to(self.error)  # type: ignore[union-attr]
         grain = torch.finfo(error.dtype).eps * frobenius_norm(error)
-        slack = self.slack * metric.reach + grain
-        return _Residual(metric.whiten(self.target), self.op, error, slack, size)
+        return _Weighed(metric.whiten(self.target), size, error, self.slack * metric.reach + grain)
 
-    @classmethod
-    def _formed(cls, target: Tensor, op: Factors, scale: float, dtype: torch.dtype) -> _Residual:
-        left, right, w = (t.to(dtype) for t in (op.left, op.right, target))
-        error = torch.addmm(w, left, right, alpha=-1) if w is target else w.addmm_(left, right, alpha=-1)
-        # The sum of r products in each entry, its difference from w, and the conversion of what was wider.
-        grain = (op.rank + 3) * torch.finfo(dtype).eps / 2
-        return cls(target, op, error, grain * (frobenius_norm(left) * frobenius_norm(right) + scale), scale)
+    def _formed(self, rows: slice) -> Tensor:
+        w, left, right = (t.to(self.dtype) for t in (self.target[rows], self.op.left[rows], self.op.right))
+        own = w.dtype != self.target.dtype  # then it is a copy that nobody else looks at
+        return w.addmm_(left, right, alpha=-1) if own else torch.addmm(w, left, right, alpha=-1)
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """As ``_Residual``, in the coordinates of a diagonal metric."""
+
+    target: Tensor
+    scale: float
+    error: Tensor
+    slack: float
+
+    @cached_property
+    def size(self) -> float:
+        """The Frobenius norm of the error."""
+        return frobenius_norm(self.error)
 
 
 def _exact(found: SVD, rank: int) -> _Floors:
@@ -147,20 +174,21 @@ def _exact(found: SVD, rank: int) -> _Floors:
     return _Floors(found.tail_floor(rank), found.value_floor(rank), top, 0.0)
 
 
-def _frobenius(metric: Metric, residual: _Residual, scale: float, floors: _Floors) -> Bound:
+def _frobenius(metric: Metric, residual: _Residual, scale: float, floors: _Floors, size: float) -> Bound:
+    """The bound in a metric; ``size`` is at least the Frobenius norm of the error."""
     norm = residual.norm(metric)
     achieved = max(norm, floors.tail)  # rounding alone could put a perfect fit below what is possible
     return Bound(
         norm=metric.name,
         lower=floors.tail,
         achieved=achieved,
-        upper=achieved + residual.slack * metric.reach + metric.slack(residual.error, norm),
+        upper=achieved + residual.slack * metric.reach + metric.slack(size, norm),
         scale=scale,
         delta={"lower": floors.delta} if floors.delta else None,
     )
 
 
-def _posterior(residual: _Residual, right: Tensor, basis: Basis, enclosed: SpectralNorm) -> _Floors:
+def _posterior(residual: _Residual | _Weighed, right: Tensor, basis: Basis, enclosed: SpectralNorm) -> _Floors:
     """What an approximation ``L @ right`` itself tells of the best possible error, if only its left factor is good.
 
     With orthonormal Q spanning L, ``B = Q.T @ W`` and ``N = W - Q @ B``, in the bases Q and its complement ``W @ W.T`` is

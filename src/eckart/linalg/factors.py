@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eckart.kernels.panels import PANEL, panels
 from eckart.operator import Factors
-
-PANEL = 512  # rows that are taken to float64 at once
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Basis:
 def image(q: Tensor, w: Tensor) -> Tensor:
     """``q.T @ w`` in float64, with a panel of ``w`` (m, n) in float64 at a time."""
     found = q.new_zeros(q.shape[1], w.shape[1])
-    for rows, panel in zip(q.split(PANEL), w.split(PANEL), strict=True):
-        found.addmm_(rows.T, panel.to(torch.float64))
+    for rows, panel in zip(q.split(PANEL), panels(w), strict=True):
+        found.addmm_(rows.T, panel)
     return found
 
 

@@ -67,7 +67,7 @@ class Truncation:
             raise ValueError(f"rank {rank} of a {m} x {n} matrix: give one from 1 to {min(m, n)}")
         found, how = self._iterated(rank, rng)
         if found is None:
-            u = _completed(self.optimum.whitened.u, rank)  # (m, r)
+            u = _completed(self._leading(rank), rank)  # (m, r)
             uw = image(u, self.target)
         else:
             u = fix_signs(found.u)
@@ -83,6 +83,14 @@ class Truncation:
         if found is None:
             return float(self.optimum.whitened.tails()[min(rank, len(self.optimum.whitened.s))].sqrt())
         return math.sqrt(max(self.sizes[0] ** 2 - float(found.s.square().sum()), 0.0))
+
+    def _leading(self, rank: int) -> Tensor:
+        """The leading left singular vectors of ``target @ R``; as many as its rank at the most."""
+        found = self.optimum.whitened
+        if found.v is None:
+            return found.u[:, :rank]
+        # For values near zero any orthonormal completion serves.
+        return fix_signs(torch.linalg.qr(self.metric.times(self.target, found.v[:, :rank])).Q)
 
     def _iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
         """The leading subspace by iteration where that is the faster way, and why this way was taken."""
@@ -138,6 +146,6 @@ def truncated_svd(
 def _completed(u: Tensor, rank: int) -> Tensor:
     """The first ``rank`` columns, completed where a rank-deficient metric leaves fewer."""
     if u.shape[1] >= rank:
-        return u[:, :rank]
+        return u
     basis = torch.cat([u, torch.eye(u.shape[0], dtype=u.dtype, device=u.device)], dim=1)
     return torch.linalg.qr(basis).Q[:, :rank]
