@@ -129,7 +129,7 @@ def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
             parameter.mul_(1.5)
 
 
-def _write(
+def write_model(
     configure: Callable[..., PreTrainedConfig],
     settings: Mapping[str, Any],
     directory: Path,
@@ -171,7 +171,7 @@ _CONFIGURATIONS: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]
     "phi": (PhiConfig, _WIDTH | {"num_hidden_layers": 3}),
 }
 ARCHITECTURES: Mapping[str, Writer] = MappingProxyType(
-    {name: partial(_write, configure, settings) for name, (configure, settings) in _CONFIGURATIONS.items()}
+    {name: partial(write_model, configure, settings) for name, (configure, settings) in _CONFIGURATIONS.items()}
 )
 
 

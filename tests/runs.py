@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import SENTENCES, _write, shard
+from models import SENTENCES, shard, write_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -51,7 +51,7 @@ CALIBRATED = ("--tokens", "256", "--window", "32")
 
 def tiny(directory: Path, *, sharded: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """A Llama of two blocks and 14 linear maps, 60 kB."""
-    made = _write(LlamaConfig, SIZES, directory, dtype=dtype, seed=seed)
+    made = write_model(LlamaConfig, SIZES, directory, dtype=dtype, seed=seed)
     return shard(made, 24_000) if sharded else made
 
 

@@ -19,7 +19,7 @@ from typing import IO
 
 import pytest
 import torch
-from models import _write, shard
+from models import shard, write_model
 from runs import calibration_text, cli, executable, tree
 from transformers.models.llama import LlamaConfig
 
@@ -161,7 +161,7 @@ class Ground:
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     folder = tmp_path_factory.mktemp("ground")
     for files in ("single", "sharded"):
-        _write(LlamaConfig, SIZES, folder / files)
+        write_model(LlamaConfig, SIZES, folder / files)
     shard(folder / "sharded", 60_000)
     calibration_text(folder / "text.txt", 16)
     return Ground(folder)

@@ -225,6 +225,7 @@ def test_empty_matrices_have_no_values(shape: tuple[int, int], decompose: object
     f = svd(torch.zeros(shape)) if decompose is svd else singular_values(torch.zeros(shape))
     assert f.u.shape == (shape[0], 0)
     assert f.s.shape == (0,)
+    assert f.u.dtype == f.s.dtype == torch.float64
     assert f.tails().tolist() == [0.0]
     assert f.tail_floor(0) == 0.0
 

@@ -220,6 +220,18 @@ def test_errors_too_small_for_float32_are_formed_in_float64(monkeypatch: pytest.
     assert careless.upper >= truth  # even then what is stated is true
 
 
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.usefixtures("large")
+def test_what_rounding_leaves_of_an_exact_matrix_is_no_error(seed: int) -> None:
+    """Matrices of small whole numbers, of rank 5 without any rounding: the least error of that rank is 0, not 1e-17."""
+    left, right = (4 * gaussian(60, 5, seed)).round(), (4 * gaussian(5, 80, seed + 50)).round()
+    w = left @ right
+    op = Factors(left, Basis.of(left, w).right())
+    frobenius, spectral = measured_bounds(w, op, Metric.plain(), None, rng=generator(seed))
+    assert frobenius.lower == 0.0
+    assert spectral.lower == 0.0
+
+
 @pytest.mark.usefixtures("large")
 def test_without_a_decomposition_only_plain_and_diagonal_metrics_have_bounds() -> None:
     w = gaussian(8, 9)

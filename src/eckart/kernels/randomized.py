@@ -89,18 +89,21 @@ def leading_subspace(
         noise = side * BFLOAT16_NOISE * float(ritz[0])
         if noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured[-1]:
             passes = passes if passes.dtype == torch.float32 else a.to(torch.float32)
-        missing = _missing(captured, float(ritz[-1] / ritz[rank - 1]))
+        missing = still_missing(captured, float(ritz[-1] / ritz[rank - 1]))
         x = z if reach >= EVEN else conditioned(z)
         if missing is not None and missing <= allowed:
             return _finished(passes, x, rank, step + 1, missing / (2 * tail) if tail else 0.0)
     return None
 
 
-def _missing(captured: list[float], gap: float) -> float | None:
+def still_missing(captured: list[float], gap: float) -> float | None:
     """The energy that will be missing after one more step, extrapolated; ``None`` where nothing can be said yet.
 
     What is missing shrinks by a factor per step: the larger one of the last two gains' ratio and of what the values themselves
     say about the slowest direction that is wanted, ``gap`` being the ratio of the last energy kept to the last one wanted.
+
+    >>> still_missing([0.0, 8.0, 12.0], gap=0.0)  # gains of 8 and 4 promise 2 and then 2 in all, and half as much again
+    3.0
     """
     if len(captured) < 2:
         return None

@@ -106,7 +106,7 @@ def svd(a: Tensor) -> SVD:
     a = _checked(a)
     m, n = a.shape
     if min(m, n) == 0:
-        return SVD(u=a.new_zeros(m, 0), s=a.new_zeros(0), slack=0.0, slack_sq=0.0)
+        return _empty(a)
     if min(m, n) <= LAPACK_SIDE:
         a = a.to(torch.float64)
         u, s = _lapack(a)
@@ -125,9 +125,9 @@ def singular_values(a: Tensor) -> SVD:
     """
     a = _checked(a)
     m, n = a.shape
-    none = a.new_zeros(m, 0)
     if min(m, n) == 0:
-        return SVD(u=none, s=a.new_zeros(0), slack=0.0, slack_sq=0.0)
+        return _empty(a)
+    none = _empty(a).u
     if min(m, n) <= LAPACK_SIDE:
         a = a.to(torch.float64)
         s = torch.linalg.svdvals(a if m >= n else a.T)
@@ -146,6 +146,11 @@ def smaller_gram(a: Tensor) -> Tensor:
     for rows in panels(a):
         gram.addmm_(rows.T, rows)
     return gram
+
+
+def _empty(a: Tensor) -> SVD:
+    none = a.new_zeros(len(a), 0, dtype=torch.float64)
+    return SVD(u=none, s=none.new_zeros(0), slack=0.0, slack_sq=0.0)
 
 
 def _checked(a: Tensor) -> Tensor:

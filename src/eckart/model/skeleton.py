@@ -39,7 +39,7 @@ class Skeleton:
         self.model: Any = _empty_model(checkpoint)
         self._rules = get_model_conversion_mapping(self.model)
         self.places, self._converted = self._find_places()
-        self.blocks = _block_names(self.model)
+        self.blocks = block_names(self.model)
         self._within = {n: self._find_block(place or self._converted[n]) for n, place in self.places.items()}
         self._known = self.model.state_dict().keys()
 
@@ -199,7 +199,7 @@ class _EmptyMatricesOnMeta(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def _block_names(model: Any) -> list[str]:
+def block_names(model: Any) -> list[str]:
     """The list of equal blocks that the model runs one after another: the longest one, the outermost of equals."""
     best: tuple[int, str] = (0, "")
     for name, module in model.named_modules():

@@ -55,9 +55,8 @@ class Walk:
         return self.windows.numel() * self.width * 4
 
     def _batches(self, tokens: int = BATCH_TOKENS) -> Iterator[slice]:
-        size = max(1, tokens // self.windows.shape[1])
-        for start in range(0, len(self.windows), size):
-            yield slice(start, min(start + size, len(self.windows)))
+        count, length = self.windows.shape
+        return batches(count, length, tokens)
 
     @contextmanager
     def _blocks_doing(self, make: Callable[[int], Callable[..., Tensor]]) -> Iterator[None]:
@@ -355,3 +354,14 @@ def _squared_gradients(model: nn.Module, maps: Sequence[str]) -> Iterator[dict[s
     finally:
         for handle in handles:
             handle.remove()
+
+
+def batches(count: int, length: int, tokens: int) -> Iterator[slice]:
+    """Which of ``count`` windows of ``length`` tokens go through the model at a time: as many as ``tokens`` holds, at least one.
+
+    >>> list(batches(5, 100, 250))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = max(1, tokens // length)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
