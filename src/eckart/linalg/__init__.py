@@ -3,7 +3,7 @@
 from eckart.kernels.norms import SpectralNorm, spectral_norm
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
 from eckart.kernels.symmetric import psd_root
-from eckart.linalg.enclosure import Optimum, measured_bounds
+from eckart.linalg.enclosure import Optimum, bounds_of, measured_bounds
 from eckart.linalg.truncated import ACCURACY, Truncation, truncated_svd
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Optimum",
     "SpectralNorm",
     "Truncation",
+    "bounds_of",
     "fix_signs",
     "measured_bounds",
     "psd_root",

@@ -12,11 +12,12 @@ from torch import Generator, Tensor
 from eckart.bound import Bound
 from eckart.kernels.norms import SpectralNorm, frobenius_norm, spectral_norm
 from eckart.kernels.panels import PANEL
-from eckart.kernels.svd import EPS, LAPACK_SIDE, SAFETY, SVD
+from eckart.kernels.svd import EPS, LAPACK_SIDE, SAFETY, SVD, singular_values
 from eckart.linalg.factors import Basis, image
 from eckart.metric import Metric
 from eckart.operator import Factors
 
+PLAIN = Metric.plain()
 COARSE = 5e-3  # rounding in float32 may at worst be this share of the error; beyond, the error is formed in float64
 
 
@@ -89,6 +90,26 @@ def measured_bounds(
         delta={"upper": enclosed.delta} if enclosed.delta else None,
     )
     return (*bounds, spectral)
+
+
+def bounds_of(
+    target: Tensor, op: Factors, metric: Metric = PLAIN, *, rng: Generator | None = None
+) -> tuple[Bound, ...]:
+    """``measured_bounds`` of any approximation of low rank, however it was found.
+
+    Up to a smaller side of 1024, and in full metrics, the target is decomposed for it and ``lower`` is certain; else ``lower``
+    comes from the approximation itself.
+
+    >>> w = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
+    >>> kept = Factors(w[:, 1:2].contiguous(), torch.tensor([[0.0, 1.0, 0.0]]))  # the second direction alone
+    >>> [round(x, 5) for x in (lambda b: (b.lower, b.achieved))(bounds_of(w, kept)[0])]
+    [2.23607, 3.16228]
+    """
+    optimum = None
+    if min(target.shape) <= LAPACK_SIDE or not metric.is_diagonal:
+        whitened = metric.singular_values(target)
+        optimum = Optimum(whitened, whitened if metric.is_plain else singular_values(target))
+    return measured_bounds(target, op, metric, optimum, rng=rng or Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)

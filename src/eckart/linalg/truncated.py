@@ -13,13 +13,12 @@ from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.randomized import Subspace, leading_subspace
 from eckart.kernels.svd import LAPACK_SIDE, fix_signs, singular_values
-from eckart.linalg.enclosure import Optimum, measured_bounds
+from eckart.linalg.enclosure import PLAIN, Optimum, measured_bounds
 from eckart.linalg.factors import image, stored
 from eckart.metric import Metric
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
 LARGEST_SHARE = 3  # above a third of the smaller side an exact decomposition is as fast
-PLAIN = Metric.plain()
 _ODD = 0x9E3779B97F4A7C15
 
 
