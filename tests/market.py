@@ -98,8 +98,8 @@ def metrics_for(n: int) -> dict[str, Metric]:
 
 
 # Every module that asks whether a matrix is small enough for LAPACK.
-PANELLED = ("kernels.panels", "linalg.factors", "linalg.enclosure", "metric")
-SIZED = ("kernels.svd", "kernels.norms", "linalg.enclosure", "linalg.truncated", "metric")
+PANELLED = ("kernels.panels", "linalg.factors", "linalg.remainder", "metric")
+SIZED = ("kernels.svd", "kernels.norms", "linalg.enclosure", "linalg.remainder", "linalg.routes", "metric")
 
 
 def as_if_large(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:

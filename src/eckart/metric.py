@@ -79,18 +79,18 @@ class Metric:
             return matrix
         return matrix * self.root if self.root.ndim == 1 else matrix @ self.root
 
-    def svd(self, matrix: Tensor) -> SVD:
+    def svd(self, matrix: Tensor, lapack_side: int | None = None) -> SVD:
         """The decomposition of ``matrix @ R``; what rounding the product did to it is in ``slack`` or ``slack_sq``.
 
         Of a moment the root is taken only for a tall ``matrix``. For others ``matrix R R^T matrix^T`` (m, m) has the left
         singular vectors as eigenvectors, at a fraction of the time and memory that a root of the wider side takes. Of a large
         tall one the right singular vectors are given in place of the left ones, which ``times`` makes of them.
         """
-        return self._decomposed(matrix, vectors=True)
+        return self._decomposed(matrix, LAPACK_SIDE if lapack_side is None else lapack_side, vectors=True)
 
     def singular_values(self, matrix: Tensor) -> SVD:
         """As ``svd`` without vectors."""
-        return self._decomposed(matrix, vectors=False)
+        return self._decomposed(matrix, LAPACK_SIDE, vectors=False)
 
     def times(self, matrix: Tensor, x: Tensor) -> Tensor:
         """``matrix @ R @ x`` in float64 for a few columns ``x``, with a panel of ``matrix`` in float64 at a time."""
@@ -98,13 +98,13 @@ class Metric:
             x = self.root[:, None] * x if self.root.ndim == 1 else self.root @ x
         return torch.cat([rows @ x for rows in panels(matrix)])
 
-    def _decomposed(self, matrix: Tensor, *, vectors: bool) -> SVD:
+    def _decomposed(self, matrix: Tensor, lapack_side: int, *, vectors: bool) -> SVD:
         m, n = matrix.shape
-        if self.moment is not None and m <= n:
+        if self.moment is not None and m <= n and n > lapack_side:
             return gram_svd(self._outputs(matrix), self._rounding_sq(matrix), vectors=vectors)
         columns = n if self.root is None or self.root.ndim == 1 else self.root.shape[1]
-        if m <= columns or columns <= LAPACK_SIDE:
-            found = (svd if vectors else singular_values)(self.whiten(matrix))
+        if m <= columns or columns <= lapack_side:
+            found = (svd if vectors else singular_values)(self.whiten(matrix), lapack_side)
         else:
             found = self._turned(matrix, vectors=vectors)
         return replace(found, slack=found.slack + self._rounding(matrix))

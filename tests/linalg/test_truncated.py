@@ -12,7 +12,7 @@ from market import MATRICES, SIZED, as_if_large, gaussian, generator, lapack_val
 from torch import Tensor
 
 from eckart.fit import Fit
-from eckart.linalg import Truncation, enclosure, measured_bounds, truncated_svd
+from eckart.linalg import Truncation, measured_bounds, remainder, truncated_svd
 from eckart.linalg.factors import Basis
 from eckart.metric import Metric
 from eckart.operator import Factors
@@ -214,7 +214,7 @@ def test_errors_too_small_for_float32_are_formed_in_float64(monkeypatch: pytest.
     truth = float(s[20:].norm())
     bound = truncated_svd(w, 20).bounds[0]
     assert bound.achieved == pytest.approx(truth, rel=1e-6)
-    monkeypatch.setattr(enclosure, "COARSE", math.inf)
+    monkeypatch.setattr(remainder, "COARSE", math.inf)
     careless = truncated_svd(w, 20).bounds[0]
     assert abs(careless.achieved - truth) > 1e-3 * truth
     assert careless.upper >= truth  # even then what is stated is true

@@ -112,7 +112,9 @@ def test_directions_that_hardly_occur_are_not_drowned_in_float32_products() -> N
     weak = torch.from_numpy(np.linalg.svd(float64(x))[2][12:].copy())
     metric = Gram()(moments_of(*x.split(256)))
     truth = np.linalg.norm(float64(weak) @ float64(x).T) / math.sqrt(len(x))
-    assert metric.norm(weak) <= 1.5 * truth
+    # What float64 buries is the root of its rounding of the energy; of float32 that would be 2e4 times as much.
+    buried = math.sqrt(2.0**-52 * float(x.double().square().sum()) / len(x))
+    assert metric.norm(weak) <= truth + 2 * buried
 
 
 # ---- the metrics made from them -------------------------------------------------------------------------------------

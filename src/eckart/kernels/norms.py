@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -62,21 +63,46 @@ def spectral_norm(e: Tensor, rng: Generator) -> SpectralNorm:
         return SpectralNorm(top, top + exact.slack, 0.0, none)
     if e.dtype != torch.float32:
         e = e.to(torch.float64)
-    if not bool(e.any()):
-        return SpectralNorm(0.0, 0.0, 0.0, none)
     # Vectors lie as rows: products of a few rows with a matrix are several times faster than those with a few columns.
-    x = torch.randn(PROBES, e.shape[1], generator=rng, dtype=torch.float64).to(e)
-    logs = torch.zeros(PROBES, dtype=torch.float64, device=e.device)  # log norm(M w), rescaled against overflow
+    return probed_norm(lambda x: x @ e.T, lambda y: y @ e, _shape(e), e.dtype, rng, e.device)
+
+
+def probed_norm(
+    forth: Callable[[Tensor], Tensor],
+    back: Callable[[Tensor], Tensor],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    rng: Generator,
+    device: torch.device | None = None,
+) -> SpectralNorm:
+    """``spectral_norm`` by probes of a matrix E (m, n) that is known by its products with a few rows in ``dtype``.
+
+    ``forth`` gives ``x @ E.T`` (k, m) for x (k, n), and ``back`` gives ``y @ E`` (k, n) for y (k, m).
+
+    >>> e = torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64))
+    >>> bound = probed_norm(lambda x: x @ e.T, lambda y: y @ e, (2, 2), e.dtype, Generator().manual_seed(0))
+    >>> round(bound.value, 6), bound.upper < 1.25 * 3
+    (3.0, True)
+    """
+    x = torch.randn(PROBES, shape[1], generator=rng, dtype=torch.float64).to(dtype=dtype, device=device)
+    logs = torch.zeros(PROBES, dtype=torch.float64, device=device)  # log norm(M w), rescaled against overflow
     for step in range(STEPS + 1):
-        y, growth = _unit(x @ e.T)
+        y, growth = _unit(forth(x))
+        if not bool(growth.any()):  # a Gaussian vector is orthogonal to nothing but a zero matrix
+            return SpectralNorm(0.0, 0.0, 0.0, x.new_zeros(0, shape[0], dtype=torch.float64))
         logs += growth.log()
         if step < STEPS:
-            x, growth = _unit(y @ e)
+            x, growth = _unit(back(y))
             logs += growth.log()
-    grain = max(e.shape) * torch.finfo(e.dtype).eps  # what rounding does to the length of a product
-    value = float(torch.linalg.vector_norm(y @ e, dim=1, dtype=torch.float64).max()) * (1 - grain)
+    grain = max(shape) * torch.finfo(dtype).eps  # what rounding does to the length of a product
+    value = float(torch.linalg.vector_norm(back(y), dim=1, dtype=torch.float64).max()) * (1 - grain)
     upper = math.exp((math.log(10 * math.sqrt(2 / math.pi)) + float(logs.max())) / (2 * STEPS + 1)) * (1 + grain)
     return SpectralNorm(value, max(value, upper), 10.0**-PROBES, y)
+
+
+def _shape(matrix: Tensor) -> tuple[int, int]:
+    m, n = matrix.shape
+    return m, n
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,10 @@
-"""Randomised subspace iteration: the leading singular subspace of a matrix from a few products with it."""
+"""Randomised iterations: the leading singular subspace of a matrix from a few products with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -24,6 +26,67 @@ FLOAT32_ENERGY = 1e-6
 BFLOAT16_ENERGY = 5e-5
 
 
+class Products(Protocol):
+    """A matrix A (m, n) that is known by products with a few columns; they come in float32."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns (m, n)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the columns are to lie."""
+
+    @property
+    def narrows(self) -> bool:
+        """Whether ``narrow`` products are another thing at all."""
+
+    def times(self, x: Tensor, *, narrow: bool) -> Tensor:
+        """``A @ x`` (m, k), in bfloat16 if ``narrow``."""
+
+    def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
+        """``A.T @ y`` (n, k), in bfloat16 if ``narrow``."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The products of a tensor, in bfloat16 where they may be narrow and the matrix unit has it."""
+
+    matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        m, n = self.matrix.shape
+        return m, n
+
+    @property
+    def device(self) -> torch.device:
+        """That of the tensor."""
+        return self.matrix.device
+
+    @property
+    def narrows(self) -> bool:
+        """Where products in bfloat16 are faster."""
+        return _has_bfloat16(self.device)
+
+    @cached_property
+    def _narrow(self) -> Tensor:
+        return self.matrix.to(torch.bfloat16)
+
+    @cached_property
+    def _wide(self) -> Tensor:
+        return self.matrix.to(torch.float32)
+
+    def times(self, x: Tensor, *, narrow: bool) -> Tensor:
+        """``matrix @ x``."""
+        return _product(self._narrow if narrow else self._wide, x)
+
+    def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
+        """``matrix.T @ y``."""
+        return _product((self._narrow if narrow else self._wide).T, y)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
     """The ``rank`` leading left singular vectors of a matrix A (m, n), nearly, in float32.
@@ -31,14 +94,14 @@ class Subspace:
     ``image`` is ``u.T @ A`` to the precision of the products. ``s`` are the Ritz values: never above the true singular
     values but for rounding.
     ``steps`` products with ``A @ A.T`` were made, and ``excess`` estimates by which share the error ``norm(A - u @ image)``
-    is above the smallest possible one.
+    is above the smallest possible one, where that was looked at.
     """
 
     u: Tensor  # (m, rank)
     s: Tensor  # (rank,) float64
     image: Tensor  # (rank, n)
     steps: int
-    excess: float
+    excess: float | None
 
 
 def oversampling(rank: int, side: int) -> int:
@@ -53,14 +116,14 @@ def oversampling(rank: int, side: int) -> int:
 
 
 def leading_subspace(
-    a: Tensor, rank: int, *, accuracy: float, rng: Generator, energy: float | None = None
+    a: Tensor | Products, rank: int, *, accuracy: float, rng: Generator, energy: float | None = None
 ) -> Subspace | None:
     """Subspace iteration with a Gaussian start (Halko, Martinsson and Tropp 2011, algorithm 4.4), stopped by its gain.
 
     After every step the energy that the ``rank`` best directions capture is known from the products themselves. It
     grows by a falling factor; iteration ends when what is still to come, extrapolated, leaves the error within
     ``1 + accuracy`` of the smallest possible one. Products run in bfloat16 where the matrix unit has them and the range
-    of the values allows it, else in float32. ``energy`` is the sum of all squared entries, where it is known.
+    of the values allows it, else in float32. ``energy`` is the sum of all squared entries; of a tensor it is found out.
 
     ``None`` where that is not reached in ``STEPS`` steps, or where the wanted values or what remains beyond them are so small
     that float32 can't tell them from rounding: an exact route is needed there. Deterministic for a state of ``rng``.
@@ -70,15 +133,19 @@ def leading_subspace(
     >>> [round(float(x), 2) for x in found.s[:3]]
     [1.0, 0.5, 0.33]
     """
+    if isinstance(a, Tensor):
+        energy = frobenius_norm(a) ** 2 if energy is None else energy
+        a = InMemory(a)
+    if energy is None:
+        raise ValueError("the energy of a matrix that is known by products must be given")
     m, n = a.shape
     side = rank + oversampling(rank, min(m, n))
-    energy = frobenius_norm(a) ** 2 if energy is None else energy
     x = torch.randn(n, side, generator=rng).to(a.device)
-    passes = a.to(torch.bfloat16 if _has_bfloat16(a.device) else torch.float32)
+    narrow = a.narrows
     captured: list[float] = []
     for step in range(1, STEPS + 1):
-        q = conditioned(_product(passes, x))  # (m, side)
-        z = _product(passes.T, q)  # (n, side)
+        q = conditioned(a.times(x, narrow=narrow))  # (m, side)
+        z = a.transposed_times(q, narrow=narrow)  # (n, side)
         ritz = torch.linalg.eigvalsh(z.T @ z).flip(0).clamp(min=0)  # to judge by: float32 will do
         captured.append(float(ritz[:rank].sum(dtype=torch.float64)))
         reach = float(ritz[rank - 1] / ritz[0]) ** 0.5 if float(ritz[0]) > 0 else 0.0
@@ -88,12 +155,32 @@ def leading_subspace(
             return None
         noise = side * BFLOAT16_NOISE * float(ritz[0])
         if noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured[-1]:
-            passes = passes if passes.dtype == torch.float32 else a.to(torch.float32)
+            narrow = False
         missing = still_missing(captured, float(ritz[-1] / ritz[rank - 1]))
         x = z if reach >= EVEN else conditioned(z)
         if missing is not None and missing <= allowed:
-            return _finished(passes, x, rank, step + 1, missing / (2 * tail) if tail else 0.0)
+            q = torch.linalg.qr(a.times(x, narrow=narrow)).Q
+            return ritz_subspace(a, q, rank, step + 1, missing / (2 * tail) if tail else 0.0, narrow=narrow)
     return None
+
+
+def subspace_iteration(a: Products, rank: int, *, steps: int, oversampling: int, rng: Generator) -> Subspace:
+    """A fixed number of steps of the same iteration, in float32, whatever they lead to.
+
+    >>> falling = torch.diag(torch.arange(1, 201) ** -1.0)
+    >>> found = subspace_iteration(InMemory(falling), 2, steps=3, oversampling=8, rng=Generator().manual_seed(0))
+    >>> [round(float(x), 3) for x in found.s]
+    [1.0, 0.5]
+
+    Raises ``ValueError`` for a negative number of steps.
+    """
+    if steps < 0:
+        raise ValueError(f"a number of steps is not below 0: {steps}")
+    m, n = a.shape
+    x = torch.randn(n, min(rank + oversampling, m, n), generator=rng).to(a.device)
+    for _ in range(steps):
+        x = conditioned(a.transposed_times(conditioned(a.times(x, narrow=False)), narrow=False))
+    return ritz_subspace(a, torch.linalg.qr(a.times(x, narrow=False)).Q, rank, steps, None)
 
 
 def still_missing(captured: list[float], gap: float) -> float | None:
@@ -115,15 +202,16 @@ def still_missing(captured: list[float], gap: float) -> float | None:
     return CAUTION * gain * factor / (1 - factor) * factor
 
 
-def _finished(a: Tensor, x: Tensor, rank: int, steps: int, excess: float) -> Subspace:
-    """The last step, with a Householder factorisation, and the best directions within its subspace."""
-    q = torch.linalg.qr(_product(a, x)).Q
-    b = _product(q.T, a)  # (side, n)
-    gram = b.to(torch.float64)
-    energies, turn = torch.linalg.eigh(gram @ gram.T)
+def ritz_subspace(
+    a: Products, q: Tensor, rank: int, steps: int, excess: float | None, *, narrow: bool = False
+) -> Subspace:
+    """The ``rank`` best directions within the span of orthonormal ``q`` (m, k): Rayleigh's and Ritz' way."""
+    b = a.transposed_times(q, narrow=narrow)  # (n, k)
+    wide = b.to(torch.float64)
+    energies, turn = torch.linalg.eigh(wide.T @ wide)
     turn = turn.flip(1)[:, :rank].to(torch.float32)
     s = energies.flip(0)[:rank].clamp(min=0).sqrt()
-    return Subspace(u=q @ turn, s=s, image=turn.T @ b, steps=steps, excess=excess)
+    return Subspace(u=q @ turn, s=s, image=(b @ turn).T, steps=steps, excess=excess)
 
 
 def conditioned(y: Tensor) -> Tensor:

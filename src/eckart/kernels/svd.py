@@ -91,10 +91,10 @@ def fix_signs(u: Tensor) -> Tensor:
     return u * torch.where(pivot < 0, -1.0, 1.0).to(u.dtype)
 
 
-def svd(a: Tensor) -> SVD:
+def svd(a: Tensor, lapack_side: int | None = None) -> SVD:
     """Left singular vectors and singular values of ``a`` (m, n), computed in float64, signs fixed.
 
-    The smaller side decides: up to ``LAPACK_SIDE`` LAPACK's divide and conquer on the tall orientation, above it
+    The smaller side decides: up to ``lapack_side`` (1024) LAPACK's divide and conquer on the tall orientation, above it
     the eigenvectors of the float64 Gram matrix of the smaller side. Both are deterministic.
 
     >>> f = svd(torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 0.0]]))
@@ -107,7 +107,7 @@ def svd(a: Tensor) -> SVD:
     m, n = a.shape
     if min(m, n) == 0:
         return _empty(a)
-    if min(m, n) <= LAPACK_SIDE:
+    if min(m, n) <= (LAPACK_SIDE if lapack_side is None else lapack_side):
         a = a.to(torch.float64)
         u, s = _lapack(a)
         return SVD(u=fix_signs(u), s=s, slack=_rounding(a), slack_sq=0.0)
@@ -117,7 +117,7 @@ def svd(a: Tensor) -> SVD:
     return replace(found, u=fix_signs(torch.linalg.qr(a.to(torch.float64) @ found.u).Q))
 
 
-def singular_values(a: Tensor) -> SVD:
+def singular_values(a: Tensor, lapack_side: int | None = None) -> SVD:
     """As ``svd`` without vectors (``u`` has no columns), about a third of its time.
 
     >>> singular_values(torch.eye(3)).s.round(decimals=9).tolist()
@@ -128,7 +128,7 @@ def singular_values(a: Tensor) -> SVD:
     if min(m, n) == 0:
         return _empty(a)
     none = _empty(a).u
-    if min(m, n) <= LAPACK_SIDE:
+    if min(m, n) <= (LAPACK_SIDE if lapack_side is None else lapack_side):
         a = a.to(torch.float64)
         s = torch.linalg.svdvals(a if m >= n else a.T)
         return SVD(u=none, s=s, slack=_rounding(a), slack_sq=0.0)

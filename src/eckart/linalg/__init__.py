@@ -4,13 +4,22 @@ from eckart.kernels.norms import SpectralNorm, spectral_norm
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
 from eckart.kernels.symmetric import psd_root
 from eckart.linalg.enclosure import Optimum, bounds_of, measured_bounds
-from eckart.linalg.truncated import ACCURACY, Truncation, truncated_svd
+from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration
+from eckart.linalg.truncated import ACCURACY, truncated_svd
+from eckart.linalg.truncation import Truncation
 
 __all__ = [
     "ACCURACY",
     "SVD",
+    "Automatic",
+    "BlockKrylov",
+    "GramMatrix",
+    "Lanczos",
+    "Lapack",
     "Optimum",
+    "Route",
     "SpectralNorm",
+    "SubspaceIteration",
     "Truncation",
     "bounds_of",
     "fix_signs",

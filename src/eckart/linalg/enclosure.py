@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
 from eckart.bound import Bound
-from eckart.kernels.norms import SpectralNorm, frobenius_norm, spectral_norm
-from eckart.kernels.panels import PANEL
+from eckart.kernels.norms import SpectralNorm, frobenius_norm
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SAFETY, SVD, singular_values
-from eckart.linalg.factors import Basis, image
+from eckart.linalg.factors import Basis
+from eckart.linalg.remainder import Formed, Implicit, Remainder
 from eckart.metric import Metric
-from eckart.operator import Factors
+from eckart.operator import Factors, Operator
 
 PLAIN = Metric.plain()
-COARSE = 5e-3  # rounding in float32 may at worst be this share of the error; beyond, the error is formed in float64
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,9 @@ def measured_bounds(
     if optimum is None and not metric.is_diagonal:
         raise ValueError(f"an error in the {metric.name} metric has bounds from an exact decomposition only")
     size, scale = sizes or (metric.norm(target), frobenius_norm(target))
-    plainly = _Residual.of(target, op, scale)
+    plainly = Formed.of(target, op, scale)
     inside = plainly if metric.is_plain else plainly.fine_in(metric)
-    enclosed = spectral_norm(plainly.error, rng)
+    enclosed = plainly.spectral_norm(rng)
     rank = op.rank
     if optimum is None:
         basis = basis or Basis.of(op.left, target)
@@ -72,7 +70,7 @@ def measured_bounds(
         if not metric.is_plain:
             scaled = Basis(basis.q, basis.coordinates, metric.whiten(basis.image))
             weighed = inside.weighed(metric, size)
-            own = _posterior(weighed, metric.whiten(op.right), scaled, spectral_norm(weighed.error, rng))
+            own = _posterior(weighed, metric.whiten(op.right), scaled, weighed.spectral_norm(rng))
     else:
         plain = _exact(optimum.plain, rank)
         own = _exact(optimum.whitened, rank)
@@ -80,16 +78,26 @@ def measured_bounds(
     bounds = [_frobenius(metric, inside, size, own, size_of_error)]
     if not metric.is_plain:
         bounds.append(_frobenius(Metric.plain(), plainly, scale, plain, size_of_error))
-    achieved = max(enclosed.value - plainly.slack, plain.value)
-    spectral = Bound(
-        norm="spectral",
-        lower=plain.value,
-        achieved=achieved,
-        upper=max(achieved, enclosed.upper) + plainly.slack,
-        scale=plain.top,
-        delta={"upper": enclosed.delta} if enclosed.delta else None,
-    )
-    return (*bounds, spectral)
+    return (*bounds, _spectral(plainly, enclosed, plain))
+
+
+def implicit_bounds(
+    target: Operator, op: Factors, metric: Metric, basis: Basis, *, rng: Generator
+) -> tuple[Bound, ...]:
+    """``measured_bounds`` without an optimum for an operator that is never formed, in a plain or diagonal metric.
+
+    ``basis`` is that of the left factor of ``op``. All products are in float64.
+    """
+    plainly = Implicit(target, op)
+    enclosed = plainly.spectral_norm(rng)
+    plain = _posterior(plainly, op.right, basis, enclosed)
+    bounds = [_as_seen("frobenius", plainly, plain)]
+    if not metric.is_plain:
+        inside = Implicit(target, op, metric.right)
+        scaled = Basis(basis.q, basis.coordinates, metric.whiten(basis.image))
+        own = _posterior(inside, metric.whiten(op.right), scaled, inside.spectral_norm(rng))
+        bounds.insert(0, _as_seen(metric.name, inside, own))
+    return (*bounds, _spectral(plainly, enclosed, plain))
 
 
 def bounds_of(
@@ -112,90 +120,12 @@ def bounds_of(
     return measured_bounds(target, op, metric, optimum, rng=rng or Generator().manual_seed(0))
 
 
-@dataclass(frozen=True)
-class _Residual:
-    """``target - op`` as formed in ``dtype``, and how far rounding may have put it off in the Frobenius norm."""
-
-    target: Tensor
-    op: Factors
-    scale: float  # the Frobenius norm of the target
-    dtype: torch.dtype
-    slack: float
-
-    @classmethod
-    def of(cls, target: Tensor, op: Factors, scale: float) -> _Residual:
-        """In float32 where that is fine for a large matrix, else in float64."""
-        if min(target.shape) <= LAPACK_SIDE:
-            return cls._in(torch.float64, target, op, scale)
-        return cls._in(torch.float32, target, op, scale).fine_in(Metric.plain())
-
-    @classmethod
-    def _in(cls, dtype: torch.dtype, target: Tensor, op: Factors, scale: float) -> _Residual:
-        # The sum of r products in each entry, its difference from w, and the conversion of what was wider.
-        grain = (op.rank + 3) * torch.finfo(dtype).eps / 2
-        return cls(target, op, scale, dtype, grain * (frobenius_norm(op.left) * frobenius_norm(op.right) + scale))
-
-    @cached_property
-    def error(self) -> Tensor:
-        """The error as a matrix."""
-        return self._formed(slice(None))
-
-    @cached_property
-    def size(self) -> float:
-        """The Frobenius norm of the error."""
-        return self.norm(Metric.plain())
-
-    def norm(self, metric: Metric) -> float:
-        """The norm of the error in a metric; in a full one a panel of rows at a time."""
-        if metric.is_diagonal:
-            return metric.norm(self.error)
-        starts = range(0, len(self.target), PANEL)
-        return math.hypot(*(metric.norm(self._formed(slice(start, start + PANEL))) for start in starts))
-
-    def fine_in(self, metric: Metric) -> _Residual:
-        """Itself, or one in float64 where rounding could be more than ``COARSE`` of the error in the metric.
-
-        In a full metric, whose norm costs as much as a float64 error and more, that is not tried.
-        """
-        if self.dtype == torch.float64:
-            return self
-        if metric.is_diagonal and self.slack * metric.reach <= COARSE * self.norm(metric):
-            return self
-        return self._in(torch.float64, self.target, self.op, self.scale)
-
-    def weighed(self, metric: Metric, size: float) -> _Weighed:
-        """The same in the coordinates of a diagonal metric, in which the norm of the target is ``size``."""
-        error = self.error * metric.right.to(self.error)  # type: ignore[union-attr]
-        grain = torch.finfo(error.dtype).eps * frobenius_norm(error)
-        return _Weighed(metric.whiten(self.target), size, error, self.slack * metric.reach + grain)
-
-    def _formed(self, rows: slice) -> Tensor:
-        w, left, right = (t.to(self.dtype) for t in (self.target[rows], self.op.left[rows], self.op.right))
-        own = w.dtype != self.target.dtype  # then it is a copy that nobody else looks at
-        return w.addmm_(left, right, alpha=-1) if own else torch.addmm(w, left, right, alpha=-1)
-
-
-@dataclass(frozen=True)
-class _Weighed:
-    """As ``_Residual``, in the coordinates of a diagonal metric."""
-
-    target: Tensor
-    scale: float
-    error: Tensor
-    slack: float
-
-    @cached_property
-    def size(self) -> float:
-        """The Frobenius norm of the error."""
-        return frobenius_norm(self.error)
-
-
 def _exact(found: SVD, rank: int) -> _Floors:
     top = float(found.s[0]) if len(found.s) else 0.0
     return _Floors(found.tail_floor(rank), found.value_floor(rank), top, 0.0)
 
 
-def _frobenius(metric: Metric, residual: _Residual, scale: float, floors: _Floors, size: float) -> Bound:
+def _frobenius(metric: Metric, residual: Formed, scale: float, floors: _Floors, size: float) -> Bound:
     """The bound in a metric; ``size`` is at least the Frobenius norm of the error."""
     norm = residual.norm(metric)
     achieved = max(norm, floors.tail)  # rounding alone could put a perfect fit below what is possible
@@ -209,7 +139,31 @@ def _frobenius(metric: Metric, residual: _Residual, scale: float, floors: _Floor
     )
 
 
-def _posterior(residual: _Residual | _Weighed, right: Tensor, basis: Basis, enclosed: SpectralNorm) -> _Floors:
+def _as_seen(name: str, remainder: Remainder, floors: _Floors) -> Bound:
+    achieved = max(remainder.size, floors.tail)
+    return Bound(
+        norm=name,
+        lower=floors.tail,
+        achieved=achieved,
+        upper=achieved + remainder.slack,
+        scale=remainder.scale,
+        delta={"lower": floors.delta} if floors.delta else None,
+    )
+
+
+def _spectral(remainder: Remainder, enclosed: SpectralNorm, floors: _Floors) -> Bound:
+    achieved = max(enclosed.value - remainder.slack, floors.value)
+    return Bound(
+        norm="spectral",
+        lower=floors.value,
+        achieved=achieved,
+        upper=max(achieved, enclosed.upper) + remainder.slack,
+        scale=floors.top,
+        delta={"upper": enclosed.delta} if enclosed.delta else None,
+    )
+
+
+def _posterior(residual: Remainder, right: Tensor, basis: Basis, enclosed: SpectralNorm) -> _Floors:
     """What an approximation ``L @ right`` itself tells of the best possible error, if only its left factor is good.
 
     With orthonormal Q spanning L, ``B = Q.T @ W`` and ``N = W - Q @ B``, in the bases Q and its complement ``W @ W.T`` is
@@ -219,15 +173,14 @@ def _posterior(residual: _Residual | _Weighed, right: Tensor, basis: Basis, encl
     over s, taken from the energy of W, is left for the error of any matrix of rank r. All but v, known with a
     probability, is deterministic. The (r + 1)st singular value is at least that of W seen through Q and a few more directions.
     """
-    error, slack, right = residual.error, residual.slack, right.to(torch.float64)
-    grain = SAFETY * EPS * max(error.shape) * residual.scale
-    size = residual.size
+    size, slack, right = residual.size, residual.slack, right.to(torch.float64)
+    grain = SAFETY * EPS * max(residual.shape) * residual.scale
     length = float(torch.linalg.vector_norm(basis.image))
     miss = basis.image - basis.coordinates @ right  # what rounding of the right factor left within the span
     beside = float(torch.linalg.vector_norm(miss))
     top_of_rest = (enclosed.upper + slack + beside + grain) ** 2
-    cross = (error @ basis.image.T.to(error)).to(torch.float64) - basis.q @ (miss @ basis.image.T)
-    rounding = (max(error.shape) * torch.finfo(error.dtype).eps * size + slack + grain) * length
+    cross = residual.times(basis.image.T) - basis.q @ (miss @ basis.image.T)
+    rounding = (max(residual.shape) * residual.eps * size + slack + grain) * length
     coupling = (float(torch.linalg.vector_norm(cross)) + rounding) ** 2
     kept = torch.linalg.eigvalsh(basis.image @ basis.image.T).clamp(min=0)  # (r,)
     largest = max(float(kept.max()), 1e-200)  # of a zero matrix any scale will do
@@ -235,17 +188,17 @@ def _posterior(residual: _Residual | _Weighed, right: Tensor, basis: Basis, encl
     more = (top_of_rest + steps[:, None] - kept).clamp(min=0).sum(1) + coupling / steps
     rest = max(0.0, size - slack) ** 2 - beside**2  # norm(N, "fro")**2
     energy = rest - float(more.min()) - 2 * grain * (length + size)
-    top, value = _through(residual.target, basis, enclosed.directions)
+    top, value = _through(residual, basis, enclosed.directions)
     return _Floors(math.sqrt(max(energy, 0.0)), max(value - grain, 0.0), top, enclosed.delta)
 
 
-def _through(target: Tensor, basis: Basis, directions: Tensor) -> tuple[float, float]:
+def _through(residual: Remainder, basis: Basis, directions: Tensor) -> tuple[float, float]:
     """The first and the (r + 1)st singular value of W seen through ``basis`` and ``directions`` (k, m)."""
     # Not more than there are dimensions left; the rest would have nowhere to go but back into the basis.
     beyond = directions[: len(basis.q) - basis.q.shape[1]].T.to(torch.float64)
     for _ in range(3):  # once is not enough where a direction lies almost within the basis
         beyond = torch.linalg.qr(beyond - basis.q @ (basis.q.T @ beyond)).Q
-    seen = torch.cat([basis.image, image(beyond, target)])
+    seen = torch.cat([basis.image, residual.image(beyond)])
     values = torch.linalg.eigvalsh(seen @ seen.T).flip(0).clamp(min=0)
     rank = len(basis.image)
     grain = SAFETY * EPS * len(values) * float(values.sum())

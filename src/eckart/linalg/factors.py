@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eckart.kernels.panels import PANEL, panels
-from eckart.operator import Factors
+from eckart.operator import Factors, Operator, in_dtype
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Basis:
     image: Tensor  # (r, n)
 
     @classmethod
-    def of(cls, left: Tensor, w: Tensor) -> Basis:
+    def of(cls, left: Tensor, w: Tensor | Operator) -> Basis:
         """By Householder's factorisation of ``left`` (m, r), which gives orthonormal columns whatever ``left`` is.
 
         >>> basis = Basis.of(torch.tensor([[2.0], [0.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
@@ -47,15 +47,17 @@ class Basis:
         return solution / lengths[:, None]
 
 
-def image(q: Tensor, w: Tensor) -> Tensor:
-    """``q.T @ w`` in float64, with a panel of ``w`` (m, n) in float64 at a time."""
+def image(q: Tensor, w: Tensor | Operator) -> Tensor:
+    """``q.T @ w`` in float64, with a panel of a matrix ``w`` (m, n) in float64 at a time, or by the products of an operator."""
+    if not isinstance(w, Tensor):
+        return (in_dtype(w, torch.float64).T @ q).T
     found = q.new_zeros(q.shape[1], w.shape[1])
     for rows, panel in zip(q.split(PANEL), panels(w), strict=True):
         found.addmm_(rows.T, panel)
     return found
 
 
-def stored(u: Tensor, target: Tensor, uw: Tensor, dtype: torch.dtype) -> tuple[Factors, Basis]:
+def stored(u: Tensor, target: Tensor | Operator, uw: Tensor, dtype: torch.dtype) -> tuple[Factors, Basis]:
     """Factors in ``dtype`` for the projection of ``target`` (m, n) on the columns of ``u`` (m, r), ``uw`` being ``u.T @ target``.
 
     The left factor is rounded first and the right one solved for it, which takes back most of the first
@@ -77,3 +79,15 @@ def _lengths(right: Tensor, dtype: torch.dtype) -> Tensor:
     grain = torch.finfo(dtype).eps * torch.linalg.vector_norm(right) / max(1, min(right.shape)) ** 0.5
     sizes = sizes.clamp(min=float(grain))
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes)).sqrt()
+
+
+def completed(u: Tensor, rank: int) -> Tensor:
+    """Orthonormal columns (m, k), completed to ``rank`` where there are fewer.
+
+    >>> completed(torch.eye(3)[:, :1], 2).abs().tolist()
+    [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+    """
+    if u.shape[1] >= rank:
+        return u
+    # Householder's reflections give orthonormal columns where there is nothing left to be reflected as well.
+    return torch.linalg.qr(torch.cat([u, u.new_zeros(len(u), rank - u.shape[1])], dim=1)).Q

@@ -2,6 +2,7 @@
 
 from eckart.operator.algebra import Product, Sum, Transposed
 from eckart.operator.matrices import Dense, Factors
+from eckart.operator.panels import Panelled, device_of, in_dtype, rows
 from eckart.operator.protocol import Operator, TransposeProduct
 from eckart.operator.storage import KINDS, kind_of, nbytes
 
@@ -10,10 +11,14 @@ __all__ = [
     "Dense",
     "Factors",
     "Operator",
+    "Panelled",
     "Product",
     "Sum",
     "TransposeProduct",
     "Transposed",
+    "device_of",
+    "in_dtype",
     "kind_of",
     "nbytes",
+    "rows",
 ]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eckart.kernels.panels import panels
+
 
 @dataclass(kw_only=True)
 class Moments:
@@ -40,12 +42,12 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """Take in a batch of inputs (…, n)."""
         x = x.reshape(-1, x.shape[-1])
-        x = x.to(torch.float64)
         self.count += x.shape[0]
-        self.magnitude += x.abs().sum(0)
-        self.square += x.square().sum(0)
-        if self.gram is not None:
-            self.gram += x.T @ x
+        for rows in panels(x):
+            self.magnitude += rows.abs().sum(0)
+            self.square += rows.square().sum(0)
+            if self.gram is not None:
+                self.gram.addmm_(rows.T, rows)  # in place: a product beside it would take as much room again
 
     @property
     def energy(self) -> float:

@@ -1,0 +1,104 @@
+"""The truncated SVD of an operator that is seen through its products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.fit import Fit
+from eckart.kernels.randomized import Subspace
+from eckart.kernels.svd import fix_signs
+from eckart.linalg.enclosure import implicit_bounds
+from eckart.linalg.factors import image, stored
+from eckart.linalg.remainder import norm_of
+from eckart.linalg.routes import Route
+from eckart.linalg.truncation import Truncation, checked_rank, energies_left, seeded
+from eckart.metric import Metric
+from eckart.operator import Operator, device_of, in_dtype
+
+
+@dataclass(frozen=True)
+class Through:
+    """The products of ``op diag(weights)`` in float32: an operator decides itself in which type it multiplies what it stores."""
+
+    op: Operator
+    weights: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.op.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the operator's tensors lie."""
+        return device_of(self.op)
+
+    @property
+    def narrows(self) -> bool:
+        """Never."""
+        return False
+
+    @cached_property
+    def _wide(self) -> Operator:
+        return in_dtype(self.op, torch.float32)
+
+    def times(self, x: Tensor, *, narrow: bool) -> Tensor:
+        """``op @ (weights * x)``."""
+        return self._wide @ (x if self.weights is None else self.weights.to(x)[:, None] * x)
+
+    def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
+        """``weights * (op.T @ y)``."""
+        z = self._wide.T @ y
+        return z if self.weights is None else self.weights.to(z)[:, None] * z
+
+
+@dataclass(frozen=True)
+class ImplicitTruncation:
+    """An operator to be truncated: iterated on by products alone, or formed where only an exact way leads there."""
+
+    target: Operator
+    metric: Metric
+    accuracy: float
+    route: Route
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.size):
+            m, n = self.target.shape
+            raise ValueError(f"the {m} x {n} operator holds NaN or infinity, or is too large for float64")
+
+    @cached_property
+    def size(self) -> float:
+        """The norm of the target in the metric where that is a plain or diagonal one, else its Frobenius norm."""
+        return norm_of(self.target, self.metric.right if self.metric.is_diagonal else None)
+
+    @cached_property
+    def _formed(self) -> Truncation:
+        return Truncation(self.target.dense(), self.metric, self.accuracy, self.route)
+
+    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
+        """As ``Truncation.fit``; ``how`` says so where the matrix had to be formed."""
+        checked_rank(rank, self.target.shape)
+        found, how = self._iterated(rank, rng)
+        if found is None:
+            fit = self._formed.fit(rank, dtype=dtype, rng=rng)
+            return Fit(op=fit.op, bounds=fit.bounds, how=f"{fit.how}; the operator was formed for it")
+        u = fix_signs(found.u).to(torch.float64)
+        op, basis = stored(u, self.target, image(u, self.target), dtype)
+        return Fit(op=op, bounds=implicit_bounds(self.target, op, self.metric, basis, rng=rng), how=how)
+
+    def tails(self, rank: int, rng: Generator) -> Tensor:
+        """As ``Truncation.tails``."""
+        found, _ = self._iterated(rank, rng)
+        return self._formed.tails(rank, rng) if found is None else energies_left(self.size**2, found)
+
+    def _iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
+        why = self.route.exact(self.target.shape, rank, self.metric, self.accuracy)
+        if why is not None:
+            return None, why
+        a = Through(self.target, self.metric.right)
+        return self.route.leading(a, rank, energy=self.size**2, accuracy=self.accuracy, rng=seeded(rng))

@@ -1,0 +1,196 @@
+"""Ways to the leading singular vectors: chosen by shape, rank and accuracy, or by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.kernels.krylov import block_krylov
+from eckart.kernels.randomized import Products, Subspace, leading_subspace, subspace_iteration
+from eckart.kernels.svd import LAPACK_SIDE
+from eckart.metric import Metric
+
+LARGEST_SHARE = 3  # above a third of the smaller side an exact decomposition is as fast
+
+
+class Route(Protocol):
+    """How a matrix is decomposed."""
+
+    @property
+    def lapack_side(self) -> int:
+        """The smaller side up to which an exact decomposition is LAPACK's; above, it is that of a float64 Gram matrix."""
+
+    def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
+        """Why an exact decomposition is taken; ``None`` where ``leading`` is to be asked."""
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
+    ) -> tuple[Subspace | None, str]:
+        """The leading left singular subspace, and how it was found; ``None`` and why, where only an exact way leads there."""
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """LAPACK for small matrices; subspace iteration where that is faster; else a Gram matrix in float64."""
+
+    @property
+    def lapack_side(self) -> int:
+        """What LAPACK is faster for."""
+        return LAPACK_SIDE
+
+    def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
+        """By size, accuracy, metric and rank, in this order."""
+        side, by_outputs = min(shape), metric.moment is not None and shape[0] <= shape[1]
+        if side <= self.lapack_side and not by_outputs:
+            return f"exact, by LAPACK: the smaller side is {side}"
+        if accuracy == 0:
+            return "exact, by a float64 Gram matrix: no error above the smallest possible is allowed"
+        if not metric.is_diagonal:
+            return f"exact, by a float64 Gram matrix in the {metric.name} metric"
+        if LARGEST_SHARE * rank > side:
+            return f"exact, by a float64 Gram matrix: rank {rank} is more than a third of {side}"
+        return None
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
+    ) -> tuple[Subspace | None, str]:
+        """Steps until the error is within the accuracy."""
+        found = leading_subspace(a, rank, accuracy=accuracy, rng=rng, energy=energy)
+        if found is None:
+            return None, "exact, by a float64 Gram matrix: subspace iteration did not get there"
+        assert found.excess is not None
+        return found, f"{found.steps} steps of subspace iteration, {100 * found.excess:.2g} % above the optimum"
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """An exact decomposition whatever the size."""
+
+    name: ClassVar[str]
+
+    def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
+        """Always."""
+        return f"exact, by {self.name}, as asked"
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
+    ) -> tuple[Subspace | None, str]:
+        """Never."""
+        return None, f"exact, by {self.name}, as asked"
+
+
+@dataclass(frozen=True)
+class Lapack(_Exact):
+    """LAPACK's divide and conquer on the tall orientation in float64, whatever the size: the most accurate and the slowest way."""
+
+    name: ClassVar[str] = "LAPACK"
+
+    @property
+    def lapack_side(self) -> int:
+        """Any."""
+        return sys.maxsize
+
+
+@dataclass(frozen=True)
+class GramMatrix(_Exact):
+    """Eigenvectors of the smaller Gram matrix in float64, whatever the size: values below 1e-8 of the largest are lost."""
+
+    name: ClassVar[str] = "a float64 Gram matrix"
+
+    @property
+    def lapack_side(self) -> int:
+        """None."""
+        return 0
+
+
+@dataclass(frozen=True)
+class _Iterated:
+    """An iteration whatever the size; metrics are plain or diagonal ones."""
+
+    @property
+    def lapack_side(self) -> int:
+        """As ``Automatic``, for bounds."""
+        return LAPACK_SIDE
+
+    def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
+        """Never; a metric that an iteration cannot see is refused."""
+        if not metric.is_diagonal:
+            raise ValueError(
+                f"iterations see plain and diagonal metrics only, not the {metric.name} metric: leave route out"
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class SubspaceIteration(_Iterated):
+    """A fixed number of ``steps`` of subspace iteration with ``oversampling`` more directions than asked for, in float32.
+
+    Halko, Martinsson and Tropp 2011, algorithm 4.4.
+    """
+
+    steps: int = 3
+    oversampling: int = 8
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
+    ) -> tuple[Subspace | None, str]:
+        """The subspace after the steps, however good it is by then."""
+        found = subspace_iteration(a, rank, steps=self.steps, oversampling=self.oversampling, rng=rng)
+        return found, f"{self.steps} steps of subspace iteration, as asked"
+
+
+@dataclass(frozen=True)
+class BlockKrylov(_Iterated):
+    """The subspace of all ``steps`` + 1 blocks of a block Krylov iteration (Musco and Musco 2015), in float32.
+
+    More directions from the same products: better than subspace iteration on spectra that fall slowly, at the cost of
+    orthogonalising ``steps`` times as many.
+    """
+
+    steps: int = 2
+    oversampling: int = 8
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
+    ) -> tuple[Subspace | None, str]:
+        """The best directions within all blocks."""
+        found = block_krylov(a, rank, steps=self.steps, oversampling=self.oversampling, rng=rng)
+        return found, f"{self.steps} steps of block Krylov iteration, as asked"
+
+
+@dataclass(frozen=True)
+class Lanczos(_Iterated):
+    """SciPy's Lanczos bidiagonalisation (PROPACK) to convergence in float64: an independent way, slow above small ranks.
+
+    Raises ``ImportError`` with a sentence where SciPy is missing.
+    """
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
+    ) -> tuple[Subspace | None, str]:
+        """Converged singular vectors."""
+        try:
+            from scipy.sparse.linalg import LinearOperator, svds
+        except ImportError as error:
+            raise ImportError("the route Lanczos needs SciPy: pip install scipy") from error
+
+        def product(x: Any, of: Callable[..., Tensor]) -> Any:
+            columns = torch.from_numpy(x.reshape(len(x), -1)).to(device=a.device, dtype=torch.float32)
+            return of(columns, narrow=False).to(device="cpu", dtype=torch.float64).numpy()
+
+        linear = LinearOperator(
+            a.shape,
+            matvec=lambda x: product(x, a.times),
+            rmatvec=lambda y: product(y, a.transposed_times),
+            dtype=torch.ones(1, dtype=torch.float64).numpy().dtype,
+        )
+        start = torch.randn(a.shape[0], generator=rng, dtype=torch.float64).numpy()
+        u, s, vh = (torch.from_numpy(part.copy()) for part in svds(linear, k=rank, solver="propack", v0=start))
+        s, order = s.sort(descending=True)
+        u, image = (part.to(device=a.device, dtype=torch.float32) for part in (u[:, order], s[:, None] * vh[order]))
+        return Subspace(u=u, s=s, image=image, steps=0, excess=None), "Lanczos bidiagonalisation by SciPy, as asked"
