@@ -98,7 +98,7 @@ def metrics_for(n: int) -> dict[str, Metric]:
 
 
 # Every module that asks whether a matrix is small enough for LAPACK.
-PANELLED = ("kernels.panels", "linalg.factors", "linalg.remainder", "metric")
+PANELLED = ("kernels.panels", "operator.panels", "linalg.factors", "linalg.remainder", "metric")
 SIZED = ("kernels.svd", "kernels.norms", "linalg.enclosure", "linalg.remainder", "linalg.routes", "metric")
 
 

@@ -52,7 +52,7 @@ class Metric:
         """
         if len(gram) <= LAPACK_SIDE:
             return cls(name, right=psd_root(gram).div_(math.sqrt(count)))
-        return cls(name, moment=gram, count=count)
+        return cls(name, moment=gram.to(torch.float64), count=count)
 
     @property
     def is_plain(self) -> bool:

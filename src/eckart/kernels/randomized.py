@@ -27,7 +27,7 @@ BFLOAT16_ENERGY = 5e-5
 
 
 class Products(Protocol):
-    """A matrix A (m, n) that is known by products with a few columns; they come in float32."""
+    """A matrix A (m, n) that is known by products with a few columns, which come in the type of these."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,10 +42,10 @@ class Products(Protocol):
         """Whether ``narrow`` products are another thing at all."""
 
     def times(self, x: Tensor, *, narrow: bool) -> Tensor:
-        """``A @ x`` (m, k), in bfloat16 if ``narrow``."""
+        """``A @ x`` (m, k), to the precision of bfloat16 if ``narrow``, else to that of ``x``."""
 
     def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
-        """``A.T @ y`` (n, k), in bfloat16 if ``narrow``."""
+        """``A.T @ y`` (n, k), to the precision of bfloat16 if ``narrow``, else to that of ``y``."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,24 @@ class InMemory:
         return _has_bfloat16(self.device)
 
     @cached_property
-    def _narrow(self) -> Tensor:
-        return self.matrix.to(torch.bfloat16)
-
-    @cached_property
-    def _wide(self) -> Tensor:
-        return self.matrix.to(torch.float32)
+    def _copies(self) -> dict[torch.dtype, Tensor]:
+        return {self.matrix.dtype: self.matrix}
 
     def times(self, x: Tensor, *, narrow: bool) -> Tensor:
         """``matrix @ x``."""
-        return _product(self._narrow if narrow else self._wide, x)
+        dtype = torch.bfloat16 if narrow else x.dtype
+        return (self._in(dtype) @ x.to(dtype)).to(x.dtype)
 
     def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
         """``matrix.T @ y``."""
-        return _product((self._narrow if narrow else self._wide).T, y)
+        dtype = torch.bfloat16 if narrow else y.dtype
+        return (self._in(dtype).T @ y.to(dtype)).to(y.dtype)
+
+    def _in(self, dtype: torch.dtype) -> Tensor:
+        """A copy of the matrix, made once for all products."""
+        if dtype not in self._copies:
+            self._copies[dtype] = self.matrix.to(dtype)
+        return self._copies[dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,12 +234,6 @@ def conditioned(y: Tensor) -> Tensor:
     if int(failed) or float(root.diagonal().min()) < 1e-2:
         return torch.linalg.qr(y).Q
     return torch.linalg.solve_triangular(root.to(y.dtype), y, upper=True, left=False)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in the narrower of their dtypes, as float32."""
-    dtype = min(a.dtype, b.dtype, key=lambda t: t.itemsize)
-    return (a.to(dtype) @ b.to(dtype)).to(torch.float32)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

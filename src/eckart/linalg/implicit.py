@@ -14,19 +14,22 @@ from eckart.kernels.randomized import Subspace
 from eckart.kernels.svd import fix_signs
 from eckart.linalg.enclosure import implicit_bounds
 from eckart.linalg.factors import image, stored
-from eckart.linalg.remainder import norm_of
+from eckart.linalg.remainder import magnitude, norm_of
 from eckart.linalg.routes import Route
 from eckart.linalg.truncation import Truncation, checked_rank, energies_left, seeded
 from eckart.metric import Metric
 from eckart.operator import Operator, device_of, in_dtype
 
+CANCELLATION = 100.0  # how many times larger than their sum the parts of an operator may be in float32
+
 
 @dataclass(frozen=True)
 class Through:
-    """The products of ``op diag(weights)`` in float32: an operator decides itself in which type it multiplies what it stores."""
+    """The products of ``op diag(weights)`` by the operator's own, computed in ``dtype`` at the least."""
 
     op: Operator
     weights: Tensor | None
+    dtype: torch.dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -43,18 +46,19 @@ class Through:
         """Never."""
         return False
 
-    @cached_property
-    def _wide(self) -> Operator:
-        return in_dtype(self.op, torch.float32)
-
     def times(self, x: Tensor, *, narrow: bool) -> Tensor:
         """``op @ (weights * x)``."""
-        return self._wide @ (x if self.weights is None else self.weights.to(x)[:, None] * x)
+        wide = x.to(torch.promote_types(x.dtype, self.dtype))
+        found = in_dtype(self.op, wide.dtype) @ (
+            wide if self.weights is None else self.weights.to(wide)[:, None] * wide
+        )
+        return found.to(x.dtype)
 
     def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
         """``weights * (op.T @ y)``."""
-        z = self._wide.T @ y
-        return z if self.weights is None else self.weights.to(z)[:, None] * z
+        wide = y.to(torch.promote_types(y.dtype, self.dtype))
+        found = in_dtype(self.op, wide.dtype).T @ wide
+        return (found if self.weights is None else self.weights.to(found)[:, None] * found).to(y.dtype)
 
 
 @dataclass(frozen=True)
@@ -100,5 +104,7 @@ class ImplicitTruncation:
         why = self.route.exact(self.target.shape, rank, self.metric, self.accuracy)
         if why is not None:
             return None, why
-        a = Through(self.target, self.metric.right)
+        # Rounding is relative to the parts: where these cancel, float32 would leave little that is true.
+        cancels = magnitude(self.target) > CANCELLATION * norm_of(self.target)
+        a = Through(self.target, self.metric.right, torch.float64 if cancels else torch.float32)
         return self.route.leading(a, rank, energy=self.size**2, accuracy=self.accuracy, rng=seeded(rng))

@@ -180,8 +180,8 @@ class Lanczos(_Iterated):
             raise ImportError("the route Lanczos needs SciPy: pip install scipy") from error
 
         def product(x: Any, of: Callable[..., Tensor]) -> Any:
-            columns = torch.from_numpy(x.reshape(len(x), -1)).to(device=a.device, dtype=torch.float32)
-            return of(columns, narrow=False).to(device="cpu", dtype=torch.float64).numpy()
+            columns = torch.from_numpy(x.reshape(len(x), -1)).to(a.device)
+            return of(columns, narrow=False).cpu().numpy()
 
         linear = LinearOperator(
             a.shape,
