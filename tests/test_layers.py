@@ -15,7 +15,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
     map(
         frozenset,
         (
-            ("errors", "_version"),
+            ("errors", "_version", "_registration"),
             ("kernels",),
             ("operator", "metric", "bound", "fit"),
             ("linalg",),

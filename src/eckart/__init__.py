@@ -1,17 +1,23 @@
 """eckart: low-rank, with proof.
 
-Importing it also registers the format of compressed checkpoints with transformers, so that
-``AutoModelForCausalLM.from_pretrained`` loads them.
+Importing it also makes sure that transformers knows the format of compressed checkpoints, so that
+``AutoModelForCausalLM.from_pretrained`` loads them. Names are imported when they are first used: ``eckart.linalg`` and what lies
+below it need torch alone.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from eckart._registration import register
 from eckart._version import __version__
-from eckart.api import compress, plan, verify
 from eckart.errors import EckartError, VerificationError
-from eckart.model import quantizer as _registered  # noqa: F401  (the import is the registration)
-from eckart.model.densify import densify
-from eckart.model.evaluate import evaluate, load
-from eckart.model.inspect import inspect
-from eckart.recipes import RECIPES, read_recipe, recipe
+
+if TYPE_CHECKING:
+    from eckart.api import compress, plan, verify
+    from eckart.model.densify import densify
+    from eckart.model.evaluate import evaluate, load
+    from eckart.model.inspect import inspect
+    from eckart.recipes import RECIPES, read_recipe, recipe
 
 __all__ = [
     "RECIPES",
@@ -28,3 +34,28 @@ __all__ = [
     "recipe",
     "verify",
 ]
+
+_HOMES = {
+    "compress": "api",
+    "plan": "api",
+    "verify": "api",
+    "densify": "model.densify",
+    "evaluate": "model.evaluate",
+    "load": "model.evaluate",
+    "inspect": "model.inspect",
+    "RECIPES": "recipes",
+    "read_recipe": "recipes",
+    "recipe": "recipes",
+}
+
+register()
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eckart' has no attribute {name!r}")
+    return getattr(import_module(f"eckart.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
