@@ -3,7 +3,9 @@
 from eckart.kernels.norms import SpectralNorm, spectral_norm
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
 from eckart.kernels.symmetric import psd_root
+from eckart.linalg.batch import truncated_svds
 from eckart.linalg.enclosure import Optimum, bounds_of, measured_bounds
+from eckart.linalg.incremental import Directions, RowStream
 from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration
 from eckart.linalg.truncated import ACCURACY, truncated_svd
 from eckart.linalg.truncation import Truncation
@@ -13,11 +15,13 @@ __all__ = [
     "SVD",
     "Automatic",
     "BlockKrylov",
+    "Directions",
     "GramMatrix",
     "Lanczos",
     "Lapack",
     "Optimum",
     "Route",
+    "RowStream",
     "SpectralNorm",
     "SubspaceIteration",
     "Truncation",
@@ -29,4 +33,5 @@ __all__ = [
     "spectral_norm",
     "svd",
     "truncated_svd",
+    "truncated_svds",
 ]
