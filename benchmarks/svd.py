@@ -1,0 +1,310 @@
+"""The truncated SVD against those of torch, scikit-learn and SciPy, on spectra that are known and on real weights.
+
+    python benchmarks/svd.py                      every case; hours on one core, goes on where it was interrupted
+    python benchmarks/svd.py --only 4096x4096     the cases whose name contains this
+    python benchmarks/svd.py --table              the table of what was measured so far
+
+Every call runs in a process of its own on one thread. Noted are the median CPU time, the error and the captured energy over
+those of the best approximation (known for synthetic matrices, from LAPACK for real ones), how far the bounds are apart, and how much
+memory the process took beyond one that only loads the matrix. The table, with the ratios that were aimed for, is
+``results/svd.md``; the single figures are in ``results/svd.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from eckart.linalg import Lapack, truncated_svd
+from eckart.operator import Factors
+
+HERE = Path(__file__).parent
+NOTES, TABLE = HERE / "results" / "svd.jsonl", HERE / "results" / "svd.md"
+sys.path.insert(0, str(HERE))
+SHAPES = ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008), (11008, 4096))
+SPECTRA: dict[str, Callable[[Tensor], Tensor]] = {"p0.5": lambda i: i**-0.5, "slow": lambda i: i**-0.2}
+LONGEST = 600.0  # seconds; what takes longer is noted as such
+
+
+@dataclass(frozen=True)
+class Case:
+    """A matrix and a rank."""
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    spectrum: str  # of SPECTRA, or the file and the tensor of a real matrix
+
+    def matrix(self) -> Tensor:
+        """In float32."""
+        if self.spectrum in SPECTRA:
+            return synthetic(*self.shape, values(self.spectrum, min(self.shape)))
+        from safetensors import safe_open
+
+        path, _, tensor = self.spectrum.partition("::")
+        with safe_open(path, framework="pt") as handle:
+            return handle.get_tensor(tensor).float()
+
+    def energies(self) -> Tensor:
+        """The squared singular values."""
+        if self.spectrum in SPECTRA:
+            return values(self.spectrum, min(self.shape)).square()
+        return torch.linalg.svdvals(self.matrix().double()).square()
+
+
+def values(spectrum: str, side: int) -> Tensor:
+    """The singular values of a synthetic matrix."""
+    return SPECTRA[spectrum](torch.arange(1, side + 1, dtype=torch.float64))
+
+
+def synthetic(m: int, n: int, s: Tensor) -> Tensor:
+    """A matrix of these singular values up to float32: random reflections applied to a diagonal from both sides.
+
+    Sixteen reflections a side mix well enough that no method finds a shortcut, at a thousandth of the cost of a random basis.
+    """
+    rng = Generator().manual_seed(m * n)
+    a = torch.zeros(m, n, dtype=torch.float64)
+    a.diagonal().copy_(s)
+    for _ in range(16):
+        left, right = (torch.randn(k, generator=rng, dtype=torch.float64) for k in (m, n))
+        a -= torch.outer(left, 2 / left.dot(left) * (left @ a))
+        a -= torch.outer(2 / right.dot(right) * (a @ right), right)
+    return a.float()
+
+
+def ranks(side: int) -> tuple[int, ...]:
+    """The ranks that are tried on a matrix of this smaller side."""
+    return tuple(sorted({min(r, side // 2) for r in (16, 64, 256, side // 4, side // 2)}))
+
+
+def cases() -> Iterator[Case]:
+    """All of them; real weights where ECKART_DATA is set."""
+    for m, n in SHAPES:
+        for spectrum in SPECTRA:
+            for rank in ranks(min(m, n)):
+                yield Case(f"{m}x{n} {spectrum} r={rank}", (m, n), rank, spectrum)
+    data = os.environ.get("ECKART_DATA")
+    if data:
+        file = Path(data) / "wikitext2_llama_8m" / "model.safetensors"
+        for tensor in (
+            "model.embed_tokens.weight",
+            "model.layers.3.mlp.up_proj.weight",
+            "model.layers.3.mlp.down_proj.weight",
+        ):
+            from safetensors import safe_open
+
+            with safe_open(str(file), framework="pt") as handle:
+                m, n = handle.get_slice(tensor).get_shape()
+            for rank in (16, 64, min(m, n) // 4, min(m, n) // 2):
+                yield Case(f"{tensor.removesuffix('.weight')} {m}x{n} r={rank}", (m, n), rank, f"{file}::{tensor}")
+
+
+# ---- the methods: each gives two factors of the approximation, and bounds where it has them -------------------------
+
+Result = tuple[Tensor, Tensor, tuple[float | None, float] | None]
+
+
+def ours(a: Tensor, rank: int, **options: Any) -> Result:
+    """With the bounds that come with it."""
+    fit = truncated_svd(a, rank, **options)
+    assert isinstance(fit.op, Factors)
+    return fit.op.left, fit.op.right, (fit.bounds[0].lower, fit.bounds[0].upper)
+
+
+def lapack(a: Tensor, rank: int) -> Result:
+    """``torch.linalg.svd`` on the tall orientation."""
+    tall = a if a.shape[0] >= a.shape[1] else a.T
+    u, s, vh = torch.linalg.svd(tall, full_matrices=False)
+    left, right = u[:, :rank] * s[:rank], vh[:rank]
+    return (left, right, None) if tall is a else (right.T, left.T, None)
+
+
+def lowrank(a: Tensor, rank: int, niter: int) -> Result:
+    """``torch.svd_lowrank`` as others call it."""
+    torch.manual_seed(0)
+    u, s, v = torch.svd_lowrank(a, q=rank, niter=niter)
+    return u * s, v.T, None
+
+
+def sklearn(a: Tensor, rank: int) -> Result:
+    """scikit-learn's randomized_svd with its defaults."""
+    from sklearn.utils.extmath import randomized_svd
+
+    u, s, vh = randomized_svd(a.numpy(), rank, random_state=0)
+    return torch.from_numpy(u * s), torch.from_numpy(np.ascontiguousarray(vh)), None
+
+
+def scipy(a: Tensor, rank: int, solver: str) -> Result:
+    """SciPy's svds."""
+    from scipy.sparse.linalg import svds
+
+    u, s, vh = svds(a.numpy(), k=rank, solver=solver, rng=np.random.default_rng(0))
+    return torch.from_numpy(u * s), torch.from_numpy(np.ascontiguousarray(vh)), None
+
+
+METHODS: dict[str, Callable[[Tensor, int], Result]] = {
+    "eckart": ours,
+    "eckart, accuracy 2e-4": lambda a, rank: ours(a, rank, accuracy=2e-4),
+    "eckart, exact": lambda a, rank: ours(a, rank, accuracy=0.0),
+    "eckart, LAPACK": lambda a, rank: ours(a, rank, route=Lapack()),
+    "torch.linalg.svd": lapack,
+    "svd_lowrank 2": lambda a, rank: lowrank(a, rank, 2),
+    "svd_lowrank 4": lambda a, rank: lowrank(a, rank, 4),
+    "scikit-learn": sklearn,
+    "svds propack": lambda a, rank: scipy(a, rank, "propack"),
+    "svds arpack": lambda a, rank: scipy(a, rank, "arpack"),
+}
+
+
+def measured(case: Case, method: str, matrix: Path, repeats: int) -> dict[str, Any]:
+    """One method on one case, in this process."""
+    torch.set_num_threads(1)
+    a = torch.from_numpy(np.load(matrix))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, wall = [], []
+    for _ in range(repeats):
+        begun, clock = time.process_time(), time.monotonic()
+        left, right, bounds = METHODS[method](a, case.rank)
+        seconds.append(time.process_time() - begun)
+        wall.append(time.monotonic() - clock)
+        if seconds[-1] > 10:
+            break
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    error = float(torch.linalg.vector_norm(a.double() - left.double() @ right.double()))
+    return {
+        "seconds": statistics.median(seconds),
+        "wall": statistics.median(wall),
+        "memory": peak * 1024,
+        "error": error,
+        "bounds": bounds,
+    }
+
+
+def run(selected: list[Case], methods: list[str], repeats: int) -> None:
+    """Measure what is not noted yet."""
+    done = {(entry["case"], entry["method"]) for entry in noted()}
+    for case in selected:
+        wanted = [method for method in methods if (case.name, method) not in done]
+        if not wanted:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            matrix = Path(folder) / "matrix.npy"
+            np.save(matrix, case.matrix().numpy())
+            energies = case.energies()
+            optimum, best = float(energies[case.rank :].sum()) ** 0.5, float(energies[: case.rank].sum())
+            for method in wanted:
+                command = [sys.executable, __file__, "--one", case.name, method, str(matrix), "--repeats", str(repeats)]
+                environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+                entry: dict[str, Any] = {"case": case.name, "method": method, "optimum": optimum}
+                try:
+                    done_process = subprocess.run(
+                        command, capture_output=True, text=True, timeout=LONGEST, env=environment, check=True
+                    )
+                    found = json.loads(done_process.stdout)
+                    captured = float(energies.sum()) - found["error"] ** 2
+                    entry |= found | {"excess": found["error"] / optimum, "captured": captured / best}
+                except subprocess.TimeoutExpired:
+                    entry["failed"] = f"more than {LONGEST:.0f} s"
+                except subprocess.CalledProcessError as error:
+                    entry["failed"] = error.stderr.strip().splitlines()[-1][:120]
+                with NOTES.open("a") as handle:
+                    handle.write(json.dumps(entry) + "\n")
+                print(json.dumps(entry), flush=True)
+
+
+def noted() -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return [json.loads(line) for line in NOTES.read_text().splitlines()] if NOTES.exists() else []
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    """All figures, behind the ratios that were aimed for."""
+    from machine import facts
+
+    lines = ["# Truncated SVD", "", *(f"{key}: {value}  " for key, value in facts().items()), "", "## Ratios", ""]
+    lines += ["| aim | reached |", "|---|---|", *(f"| {aim} | {reached} |" for aim, reached in ratios(entries)), ""]
+    lines += [
+        "## Figures",
+        "",
+        "| case | method | CPU s | wall s | error / best | captured / best | best / lower | upper / error | MB |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for entry in entries:
+        if "failed" in entry:
+            lines.append(f"| {entry['case']} | {entry['method']} | {entry['failed']} | | | | | | |")
+            continue
+        lower, upper = entry["bounds"] or (None, None)
+        below = f"{entry['optimum'] / lower:.4f}" if lower else ""
+        above = f"{upper / entry['error']:.5f}" if upper else ""
+        lines.append(
+            f"| {entry['case']} | {entry['method']} | {entry['seconds']:.3f} | {entry['wall']:.3f} | {entry['excess']:.5f} "
+            f"| {entry['captured']:.5f} | {below} | {above} | {entry['memory'] / 1e6:.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def ratios(entries: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What was aimed for, and what came out."""
+    found = {(entry["case"], entry["method"]): entry for entry in entries if "failed" not in entry}
+
+    def told(case: str, own: str, other: str) -> str:
+        mine, theirs = found.get((case, own)), found.get((case, other))
+        if mine is None or theirs is None:
+            return "not measured"
+        ratio = theirs["seconds"] / mine["seconds"]
+        reached, beside = (f"error {e['excess']:.4f}, energy {e['captured']:.4f}" for e in (mine, theirs))
+        return f"1/{ratio:.1f} at {reached} (theirs {beside})"
+
+    square, lapack = "4096x4096 p0.5", "torch.linalg.svd"
+    yield "1. 4096², r = 64: error ≤ 1.002 in ≤ 1/150 of torch.linalg.svd", told(f"{square} r=64", "eckart", lapack)
+    yield "2. 4096², r = 256: error ≤ 1.003 in ≤ 1/40 of torch.linalg.svd", told(f"{square} r=256", "eckart", lapack)
+    yield "2. and in ≤ 1/3 of svd_lowrank(niter=4)", told(f"{square} r=256", "eckart", "svd_lowrank 4")
+    yield "3. r = n/4: error ≤ 1.006 in ≤ 1/5 of torch.linalg.svd", told(f"{square} r=1024", "eckart", lapack)
+    yield "4. exact, r = n/2, in ≤ 1/2 of torch.linalg.svd", told(f"{square} r=2048", "eckart, exact", lapack)
+    for shape in ("4096x11008", "11008x4096"):
+        yield f"4. exact, {shape}, in ≤ 1/2.5", told(f"{shape} p0.5 r=2048", "eckart, exact", lapack)
+    slow = "4096x4096 slow r=64"
+    yield "5. slow, r = 64: energy ≥ 0.98 in ≤ 1/2 of svd_lowrank(niter=4)", told(slow, "eckart", "svd_lowrank 4")
+    yield "5. the same, asked for 2e-4", told(slow, "eckart, accuracy 2e-4", "svd_lowrank 4")
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", default=[], help="cases whose name contains this; may be repeated")
+    parser.add_argument("--method", action="append", default=[], help="these methods; may be repeated")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="write the table and measure nothing")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        name, method, matrix = arguments.one
+        case = next(case for case in cases() if case.name == name)
+        print(json.dumps(measured(case, method, Path(matrix), arguments.repeats)))
+        return
+    if not arguments.table:
+        selected = [c for c in cases() if not arguments.only or any(part in c.name for part in arguments.only)]
+        run(selected, arguments.method or list(METHODS), arguments.repeats)
+    TABLE.write_text(table(noted()))
+
+
+if __name__ == "__main__":
+    main()
