@@ -41,7 +41,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     m, n = codes.shape
     per_word, word_bytes = _word(bits)
     padded = F.pad(codes.to(torch.int32), (0, -n % per_word))
-    words = (padded.view(m, -1, per_word) << _steps(per_word, bits, codes)).sum(-1, dtype=torch.int32)
+    grid = padded.reshape(m, padded.shape[1] // per_word, per_word)
+    words = (grid << _steps(per_word, bits, codes)).sum(-1, dtype=torch.int32)
     split = words[..., None] >> _steps(word_bytes, 8, codes) & 255
     return split.to(torch.uint8).flatten(1)[:, : packed_bytes(bits, n)].contiguous()
 
@@ -61,8 +62,9 @@ def unpack(packed: Tensor, bits: int, columns: int) -> Tensor:
             f"not {tuple(packed.shape)} of {packed.dtype}"
         )
     per_word, word_bytes = _word(bits)
-    padded = F.pad(packed, (0, -packed.shape[1] % word_bytes)).view(len(packed), -1, word_bytes)
-    words = (padded.to(torch.int32) << _steps(word_bytes, 8, packed)).sum(-1, dtype=torch.int32)
+    padded = F.pad(packed, (0, -packed.shape[1] % word_bytes)).to(torch.int32)
+    grid = padded.reshape(len(packed), padded.shape[1] // word_bytes, word_bytes)
+    words = (grid << _steps(word_bytes, 8, packed)).sum(-1, dtype=torch.int32)
     split = words[..., None] >> _steps(per_word, bits, packed) & (2**bits - 1)
     return split.flatten(1)[:, :columns]
 

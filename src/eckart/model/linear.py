@@ -94,7 +94,7 @@ class OperatorLinear(_Holder, nn.Linear):
 
     @classmethod
     def of(cls, op: Operator, bias: Tensor | None = None) -> OperatorLinear:
-        """The module that holds the tensors of ``op`` (out, in), without a copy.
+        """The module that holds copies of the tensors of ``op`` (out, in); one that stands in two places becomes two.
 
         >>> import torch
         >>> from eckart.operator import Diagonal
@@ -108,10 +108,11 @@ class OperatorLinear(_Holder, nn.Linear):
         with torch.device("meta"):
             module = cls(describe(op), n, m, shapes, bias=bias is not None, dtypes=dtypes)
         for name, tensor in tensors.items():
-            held = nn.Parameter(tensor) if tensor.is_floating_point() else tensor
+            copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+            held = nn.Parameter(copied) if tensor.is_floating_point() else copied
             setattr(module, stored_name(name, module.layout), held)
         if bias is not None:
-            module.bias = nn.Parameter(bias)
+            module.bias = nn.Parameter(bias.detach().clone())
         return module
 
     def forward(self, x: Tensor) -> Tensor:

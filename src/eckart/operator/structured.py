@@ -100,7 +100,8 @@ class Kronecker:
 
     def dense(self) -> Tensor:
         """All products of an entry of one with an entry of the other."""
-        return torch.kron(dense_within(self.a, self), dense_within(self.b, self))
+        a, b = dense_within(self.a, self), dense_within(self.b, self)
+        return (a[:, None, :, None] * b[:, None, :]).reshape(self.shape)  # torch.kron refuses some transposed matrices
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Those of both, behind ``a_`` and ``b_``."""

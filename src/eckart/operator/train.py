@@ -60,16 +60,14 @@ class TensorTrain:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         check_operand(self, x)
-        rows, (_, columns) = 1, self.shape
-        k = 1 if x.ndim == 1 else x.shape[1]
-        # Rows made so far, the rank open to the right, columns still to be summed over.
-        state = x.reshape(1, 1, columns * k)
-        for core in self.cores:
-            _, m, n, s = core.shape
-            columns //= max(n, 1)
-            state = torch.einsum("iajk,amjs->imsk", state.reshape(rows, -1, n, columns * k), core)
+        rows, rest = 1, x.numel()
+        # Rows made so far, the rank open to the right, the columns still to be summed over with those of x.
+        state = x.reshape(1, 1, rest)
+        for i, (r, m, n, s) in enumerate(core.shape for core in self.cores):
+            rest = prod(core.shape[2] for core in self.cores[i + 1 :]) * x.shape[1:].numel()
+            state = torch.einsum("iajk,amjs->imsk", state.reshape(rows, r, n, rest), self.cores[i])
             rows *= m
-            state = state.reshape(rows, s, columns * k)
+            state = state.reshape(rows, s, rest)
         return state.reshape(rows, *x.shape[1:])
 
     def dense(self) -> Tensor:
