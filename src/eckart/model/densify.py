@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from eckart.errors import EckartError
 from eckart.model.checkpoint import INDEX, Checkpoint
+from eckart.model.entries import read_entry
 from eckart.model.files import write_json
 from eckart.model.journal import Journal
 from eckart.model.linear import stored_name
@@ -26,7 +28,7 @@ from eckart.model.quantizer import METHOD
 from eckart.model.run import Progress, environment, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.tensorfile import TensorSpec, write
-from eckart.operator import KINDS, Operator
+from eckart.operator import Blueprint, Operator, describe, rebuild
 
 
 class OperatorModules:
@@ -46,24 +48,26 @@ class OperatorModules:
         if not isinstance(modules, dict):
             raise EckartError(f"{checkpoint.folder / 'config.json'} lists no compressed modules: it is damaged")
         self.checkpoint = checkpoint
-        self._layouts: dict[str, tuple[str, tuple[str, ...]]] = {}
+        self._entries: dict[str, tuple[Blueprint, tuple[str, ...]]] = {}
         for name, spec in modules.items():
-            if not isinstance(spec, dict) or not isinstance(spec.get("shapes"), dict):
-                raise EckartError(
-                    f"{checkpoint.folder / 'config.json'} says nothing of the operator of {name}: it is damaged"
-                )
-            kind, layout = str(spec.get("operator")), tuple(spec["shapes"])
-            if kind not in KINDS:
-                raise EckartError(f"{checkpoint.folder / 'config.json'}: {name} has the unknown operator {kind!r}")
+            try:
+                entry = read_entry(spec)
+                entry.sketch()  # its shapes fit each other
+            except ValueError as error:
+                raise EckartError(f"{checkpoint.folder / 'config.json'} is damaged: it gives {name} {error}") from error
+            layout = tuple(entry.shapes)
             stored = {side: self._stored(name, layout, side) for side in layout}
             there = [disk for disk in stored.values() if disk in checkpoint.tensors]
             if not there:
                 continue  # tied: the module that it follows holds the tensors
             if len(there) < len(stored):
                 raise EckartError(f"{checkpoint.folder}: of the operator {name} only a part is stored; fetch it again")
-            if any(checkpoint.tensors[stored[side]][1].shape != tuple(shape) for side, shape in spec["shapes"].items()):
+            specs = {side: checkpoint.tensors[disk][1] for side, disk in stored.items()}
+            if any(specs[side].shape != shape for side, shape in entry.shapes.items()):
                 raise EckartError(f"{checkpoint.folder}: {name} is not stored in the shapes that config.json gives it")
-            self._layouts[name] = (kind, layout)
+            if any(specs[side].dtype != dtype for side, dtype in entry.dtypes.items()):
+                raise EckartError(f"{checkpoint.folder}: {name} is not stored in the dtypes that config.json gives it")
+            self._entries[name] = (Blueprint.of(entry.record), layout)
 
     @staticmethod
     def _stored(name: str, layout: tuple[str, ...], side: str) -> str:
@@ -72,17 +76,22 @@ class OperatorModules:
     @property
     def names(self) -> list[str]:
         """The modules whose operators are stored."""
-        return list(self._layouts)
+        return list(self._entries)
+
+    def kind(self, name: str) -> str:
+        """The kind of a module's operator, a key of ``KINDS``."""
+        return self._entries[name][0].kind
 
     def tensors(self, name: str) -> Mapping[str, str]:
         """For each tensor of a module's operator its name on disk."""
-        _, layout = self._layouts[name]
+        _, layout = self._entries[name]
         return {side: self._stored(name, layout, side) for side in layout}
 
     def read(self, name: str) -> Operator:
         """The operator of a module, in its stored dtype."""
-        kind, _ = self._layouts[name]
-        return KINDS[kind](**{side: self.checkpoint.read(disk) for side, disk in self.tensors(name).items()})
+        return self._entries[name][0].build(
+            {side: self.checkpoint.read(disk) for side, disk in self.tensors(name).items()}
+        )
 
 
 def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progress: Progress = quiet) -> Path:
@@ -130,8 +139,9 @@ def _write_dense(
             return checkpoint.read(name)
         op = modules.read(first[name])
         stored = next(iter(op.tensors().values())).dtype
-        wide = stored if stored.itemsize > 4 else None
-        product = type(op)(**{n: t if wide else t.float() for n, t in op.tensors().items()}).dense().to(stored)
+        wide = torch.promote_types(stored, torch.float32)
+        widened = {n: t.to(wide) if t.is_floating_point() else t for n, t in op.tensors().items()}
+        product = rebuild(describe(op), widened).dense().to(stored)
         return (product.T if first[name] in transposed else product).contiguous()
 
     made = journal.path(FOLDER)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eckart.operator import KINDS, Dense, Factors, Operator
+from eckart.operator import Blueprint, Dense, Factors, Operator, Record, describe
+from eckart.operator.protocol import apply
 
 
 def apply_to_rows(op: Operator, x: Tensor) -> Tensor:
@@ -21,27 +23,40 @@ def apply_to_rows(op: Operator, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, op.right), op.left)
     if isinstance(op, Dense):
         return F.linear(x, op.matrix)
-    return (op @ x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], op.shape[0])
+    return apply(op, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], op.shape[0])
 
 
 class _Holder(nn.Module):
-    """Registers an operator's tensors as parameters: the first one as ``weight``, the others under their own names.
+    """Registers an operator's tensors: the first one as ``weight``, the others under their own names.
 
-    The stock name makes loading without this library fail on its shape instead of leaving random weights.
+    Floating ones are parameters, the others buffers, which no gradient and no cast of a model touches. The stock name
+    makes loading without this library fail on its shape instead of leaving random weights.
     """
 
-    kind: str
+    record: Record
     layout: tuple[str, ...]  # the operator's tensor names, the first stored as "weight"
 
-    def _hold(self, kind: str, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype | None) -> None:
-        self.kind, self.layout = kind, tuple(shapes)
-        for name, shape in shapes.items():
-            setattr(self, stored_name(name, self.layout), nn.Parameter(torch.empty(shape, dtype=dtype)))
+    def _hold(
+        self,
+        record: Record,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype | None,
+        dtypes: Mapping[str, torch.dtype],
+    ) -> None:
+        self.record, self._blueprint = record, Blueprint.of(record)
+        self._blueprint.check_names(shapes)
+        self.layout = tuple(self._blueprint.names())
+        for name in self.layout:
+            tensor, stored = torch.empty(shapes[name], dtype=dtypes.get(name, dtype)), stored_name(name, self.layout)
+            if tensor.is_floating_point():
+                self.register_parameter(stored, nn.Parameter(tensor))
+            else:
+                self.register_buffer(stored, tensor)
 
     @property
     def operator(self) -> Operator:
         """The operator made of the current parameters."""
-        return KINDS[self.kind](**{name: getattr(self, stored_name(name, self.layout)) for name in self.layout})
+        return self._blueprint.build({name: getattr(self, stored_name(name, self.layout)) for name in self.layout})
 
 
 def stored_name(name: str, layout: tuple[str, ...]) -> str:
@@ -50,29 +65,55 @@ def stored_name(name: str, layout: tuple[str, ...]) -> str:
 
 
 class OperatorLinear(_Holder, nn.Linear):
-    """``y = op x + bias``; a ``nn.Linear`` to whoever asks, so that stock PEFT adapts it.
+    """``y = op x + bias`` for any operator, described by its record; a ``nn.Linear`` to whoever asks, so that PEFT adapts it.
+
+    Its tensors have these ``shapes`` and the dtype ``dtype``, those named in ``dtypes`` another.
 
     It overrides ``forward`` and leaves ``nn.Linear.__init__`` out, which would allocate the dense weight.
 
-    >>> layer = OperatorLinear("factors", 4, 3, {"left": (3, 2), "right": (2, 4)}, bias=False)
+    >>> layer = OperatorLinear({"kind": "factors"}, 4, 3, {"left": (3, 2), "right": (2, 4)}, bias=False)
     >>> [(name, tuple(p.shape)) for name, p in layer.named_parameters()]
     [('weight', (3, 2)), ('right', (2, 4))]
     """
 
     def __init__(
         self,
-        kind: str,
+        record: Record,
         in_features: int,
         out_features: int,
         shapes: Mapping[str, tuple[int, ...]],
         *,
         bias: bool,
         dtype: torch.dtype | None = None,
+        dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = in_features, out_features
-        self._hold(kind, shapes, dtype)
+        self._hold(record, shapes, dtype, dtypes)
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None)
+
+    @classmethod
+    def of(cls, op: Operator, bias: Tensor | None = None) -> OperatorLinear:
+        """The module that holds copies of the tensors of ``op`` (out, in); one that stands in two places becomes two.
+
+        >>> import torch
+        >>> from eckart.operator import Diagonal
+        >>> layer = OperatorLinear.of(Diagonal(torch.tensor([2.0, 3.0])), bias=torch.tensor([0.0, 1.0]))
+        >>> layer(torch.tensor([[1.0, 1.0]])).tolist()
+        [[2.0, 4.0]]
+        """
+        tensors, (m, n) = op.tensors(), op.shape
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        with torch.device("meta"):
+            module = cls(describe(op), n, m, shapes, bias=bias is not None, dtypes=dtypes)
+        for name, tensor in tensors.items():
+            copied = tensor.detach().clone(memory_format=torch.contiguous_format)
+            held = nn.Parameter(copied) if tensor.is_floating_point() else copied
+            setattr(module, stored_name(name, module.layout), held)
+        if bias is not None:
+            module.bias = nn.Parameter(bias.detach().clone())
+        return module
 
     def forward(self, x: Tensor) -> Tensor:
         """The map applied to inputs (…, in), giving (…, out)."""
@@ -81,31 +122,32 @@ class OperatorLinear(_Holder, nn.Linear):
 
     def extra_repr(self) -> str:
         """Sizes and kind, as printed by ``print(model)``."""
-        return f"{self.in_features} -> {self.out_features}, {self.kind}, bias={self.bias is not None}"
+        return f"{self.in_features} -> {self.out_features}, {self.record['kind']}, bias={self.bias is not None}"
 
 
 class OperatorEmbedding(_Holder, nn.Embedding):
-    """Rows of ``op`` (entries, width) looked up by index, for factors: ``left[ids] @ right``.
+    """Rows of ``op`` (entries, width) looked up by index, for factors: ``left[ids] @ right``; others are taken dense.
 
-    >>> layer = OperatorEmbedding("factors", 10, 4, {"left": (10, 2), "right": (2, 4)})
+    >>> layer = OperatorEmbedding({"kind": "factors"}, 10, 4, {"left": (10, 2), "right": (2, 4)})
     >>> layer(torch.tensor([1, 2])).shape
     torch.Size([2, 4])
     """
 
     def __init__(
         self,
-        kind: str,
+        record: Record,
         num_embeddings: int,
         embedding_dim: int,
         shapes: Mapping[str, tuple[int, ...]],
         *,
         padding_idx: int | None = None,
         dtype: torch.dtype | None = None,
+        dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
     ) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim, self.padding_idx = num_embeddings, embedding_dim, padding_idx
         self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse = None, 2.0, False, False
-        self._hold(kind, shapes, dtype)
+        self._hold(record, shapes, dtype, dtypes)
 
     def forward(self, ids: Tensor) -> Tensor:
         """The rows of these indices, (…, width)."""
@@ -116,4 +158,4 @@ class OperatorEmbedding(_Holder, nn.Embedding):
 
     def extra_repr(self) -> str:
         """Sizes and kind, as printed by ``print(model)``."""
-        return f"{self.num_embeddings}, {self.embedding_dim}, {self.kind}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.record['kind']}"

@@ -5,6 +5,11 @@
     {"quant_method": "eckart", "format": 1,
      "modules": {"model.layers.0.mlp.up_proj": {"operator": "factors", "shapes": {"left": [864, 90], "right": [90, 320]}}}}
 
+An operator with settings or children is given by its record instead of a name, and ``dtypes`` names those of integer tensors::
+
+    {"operator": {"kind": "codes", "settings": {"bits": 3, "columns": 320, "group": 32}},
+     "shapes": {"scale": [864, 10], "zero": [864, 10], "codes": [864, 120]}, "dtypes": {"codes": "U8"}}
+
 Modules are replaced on the meta device before any weight is read; a dense weight is never built.
 """
 
@@ -20,8 +25,8 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.errors import EckartError
+from eckart.model.entries import read_entry
 from eckart.model.linear import OperatorEmbedding, OperatorLinear
-from eckart.operator import KINDS
 
 METHOD = "eckart"
 FORMAT = 1
@@ -54,7 +59,7 @@ class OperatorQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, entry in self.quantization_config.modules.items():
-            put_operator(model, name, str(entry["operator"]), {k: tuple(v) for k, v in entry["shapes"].items()})
+            put_operator(model, name, entry)
         retie(model, self.quantization_config.modules)
         return model
 
@@ -78,27 +83,36 @@ class OperatorQuantizer(HfQuantizer):
         return True
 
 
-def put_operator(model: nn.Module, name: str, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Replace the linear map or embedding called ``name`` by a module that holds an operator of these shapes."""
+def put_operator(model: nn.Module, name: str, entry: object) -> None:
+    """Replace the linear map or embedding called ``name`` by a module that holds the operator of this entry."""
     try:
         old = model.get_submodule(name)
     except AttributeError as error:
         raise EckartError(f"config.json names the module {name}, which {type(model).__name__} does not have") from error
-    if kind not in KINDS:
-        raise EckartError(f"config.json gives {name} the operator {kind!r}; known are {', '.join(KINDS)}")
+    try:
+        new_entry = read_entry(entry)
+        rows, columns = new_entry.sketch().shape
+    except ValueError as error:
+        raise EckartError(f"config.json gives {name} {error}") from error
     parent, _, leaf = name.rpartition(".")
     dtype = next(old.parameters()).dtype
+    record, shapes, dtypes = new_entry.record, new_entry.shapes, new_entry.dtypes
     new: nn.Module
     with torch.device("meta"):
         if isinstance(old, nn.Embedding):
+            entries, width = old.num_embeddings, old.embedding_dim
             new = OperatorEmbedding(
-                kind, old.num_embeddings, old.embedding_dim, shapes, padding_idx=old.padding_idx, dtype=dtype
+                record, entries, width, shapes, padding_idx=old.padding_idx, dtype=dtype, dtypes=dtypes
             )
         elif isinstance(old, nn.Linear | Conv1D):
-            in_features, out_features = features(old)
-            new = OperatorLinear(kind, in_features, out_features, shapes, bias=old.bias is not None, dtype=dtype)
+            width, entries = features(old)
+            new = OperatorLinear(record, width, entries, shapes, bias=old.bias is not None, dtype=dtype, dtypes=dtypes)
         else:
             raise EckartError(f"config.json gives {name} an operator, but a {type(old).__name__} is no linear map")
+    if (rows, columns) != (entries, width):
+        raise EckartError(
+            f"config.json gives {name} an operator of {rows} x {columns}, where {entries} x {width} belong"
+        )
     new.train(old.training)
     setattr(model.get_submodule(parent), leaf, new)
 
@@ -117,8 +131,8 @@ def retie(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
     further: dict[str, str] = {}
     for copy, source in ties.items():
         owner, twin = source.rpartition(".")[0], copy.rpartition(".")[0]
-        for name in list(modules.get(owner, {}).get("shapes", {}))[1:]:
-            if twin in modules:
+        if owner in modules and twin in modules:
+            for name in model.get_submodule(owner).layout[1:]:
                 further[f"{twin}.{name}"] = f"{owner}.{name}"
     if further:
         model.all_tied_weights_keys = ties | further

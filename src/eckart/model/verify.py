@@ -93,7 +93,7 @@ def verify(
     rechecked. Nothing holds the whole model.
 
     Raises ``EckartError`` if either directory is unreadable, the original is itself compressed, or the calibration text is not
-    the one that was recorded.
+    the one that was recorded, or config.json names another operator than factors.
     """
     checkpoint = Checkpoint(Path(folder))
     certificate = Certificate.read(checkpoint.folder)
@@ -103,6 +103,11 @@ def verify(
         raise EckartError("--calibration needs the original as well: name it with --against")
     ledger = _Ledger()
     modules = OperatorModules(checkpoint, optional=True)
+    other = next((name for name in modules.names if modules.kind(name) != "factors"), None)
+    if other is not None:
+        raise EckartError(
+            f"{folder}: {other} holds a {modules.kind(other)} operator; certificates tell of factors alone"
+        )
     _check_hashes(checkpoint, certificate, ledger, progress)
     _check_records(checkpoint, certificate, modules, ledger)
     if against is None:

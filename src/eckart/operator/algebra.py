@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from eckart.operator.protocol import Operator, TransposeProduct
+from eckart.operator.fields import dense_within, tensors_of
+from eckart.operator.protocol import Operator, TransposeProduct, apply
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,16 @@ class Sum:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         first, *others = self.terms
-        return sum((term @ x for term in others), first @ x)
+        return sum((apply(term, x) for term in others), apply(first, x))
 
     def dense(self) -> Tensor:
         """The sum of the matrices."""
-        first, *others = self.terms
-        return sum((term.dense() for term in others), first.dense())
+        first, *others = (dense_within(term, self) for term in self.terms)
+        return sum(others, first)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Those of the terms, each name behind the number of its term."""
-        return _numbered(self.terms)
+        return tensors_of(self)
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,30 @@ class Product:
         return Product(tuple(factor.T for factor in reversed(self.factors)))
 
     def __matmul__(self, x: Tensor) -> Tensor:
-        return reduce(lambda y, factor: factor @ y, reversed(self.factors), x)
+        return reduce(lambda y, factor: apply(factor, y), reversed(self.factors), x)
 
     def dense(self) -> Tensor:
         """The product of the matrices."""
         *others, last = self.factors
-        return reduce(lambda y, factor: factor @ y, reversed(others), last.dense())
+        return reduce(lambda y, factor: apply(factor, y), reversed(others), dense_within(last, self))
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Those of the factors, each name behind the number of its factor."""
-        return _numbered(self.factors)
+        return tensors_of(self)
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """The transpose of an operator whose own kind is not closed under it, by the products that it offers for that."""
+    """The transpose of an operator whose own kind is not closed under it, by the products that it offers for that.
+
+    Raises ``ValueError`` if it offers none.
+    """
 
     of: TransposeProduct
+
+    def __post_init__(self) -> None:
+        if not hasattr(self.of, "transpose_matmul"):
+            raise ValueError(f"a {type(self.of).__name__} has no transpose_matmul: its transpose is its own T")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,12 +132,8 @@ class Transposed:
         return self.of.dense().T
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Those of the other."""
-        return self.of.tensors()
-
-
-def _numbered(parts: tuple[Operator, ...]) -> dict[str, Tensor]:
-    return {f"{i}_{name}": tensor for i, part in enumerate(parts) for name, tensor in part.tensors().items()}
+        """Those of the other, behind ``of_``."""
+        return tensors_of(self)
 
 
 def _listed(shapes: list[tuple[int, int]]) -> str:

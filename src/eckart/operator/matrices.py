@@ -19,9 +19,15 @@ class Dense:
     [3.0, 7.0]
     >>> nbytes(op)
     16
+
+    Raises ``ValueError`` unless it has two dimensions.
     """
 
     matrix: Tensor  # (m, n)
+
+    def __post_init__(self) -> None:
+        if self.matrix.ndim != 2:
+            raise ValueError(f"the matrix of a dense operator has shape (m, n), not {tuple(self.matrix.shape)}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,10 +64,18 @@ class Factors:
     [[3.0, 0.0, 1.0], [6.0, 0.0, 2.0]]
     >>> bool(torch.equal(op.T.dense(), op.dense().T))
     True
+
+    Raises ``ValueError`` unless left has as many columns as right has rows.
     """
 
     left: Tensor  # (m, r)
     right: Tensor  # (r, n)
+
+    def __post_init__(self) -> None:
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise ValueError(
+                f"factors are left (m, r) and right (r, n), not {tuple(self.left.shape)} and {tuple(self.right.shape)}"
+            )
 
     @property
     def shape(self) -> tuple[int, int]:

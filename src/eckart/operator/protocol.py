@@ -38,3 +38,11 @@ class TransposeProduct(Operator, Protocol):
 
     def transpose_matmul(self, x: Tensor) -> Tensor:
         """The product of the transpose with ``x`` (m, k) or (m,), giving (n, k) or (n,)."""
+
+
+def apply(op: Operator, x: Tensor) -> Tensor:
+    """``op @ x`` written as a call, for operators inside of others and of modules.
+
+    ``torch.compile`` takes the sign between a value and a tensor for one of its own operations, and fails; a call it follows.
+    """
+    return op.__matmul__(x)

@@ -1,0 +1,89 @@
+"""What ``config.json`` says of the operator of one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from eckart.model.tensorfile import DTYPE_NAMES, DTYPES
+from eckart.operator import KINDS, PLAIN, Blueprint, Operator, Record, describe
+
+MOST_NUMBERS = 2**48  # in one tensor: no file holds as many, and sizes beyond overflow
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The record of an operator and the shapes of its tensors by name; ``dtypes`` has those that are no floating numbers.
+
+    Of floating numbers the module decides the dtype, as of all its parameters.
+    """
+
+    record: Record
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+
+    def sketch(self, dtype: torch.dtype | None = None) -> Operator:
+        """The operator on tensors without content.
+
+        Raises ``ValueError`` if the shapes do not make such an operator.
+        """
+        tensors = {
+            name: torch.empty(shape, dtype=self.dtypes.get(name, dtype), device="meta")
+            for name, shape in self.shapes.items()
+        }
+        return Blueprint.of(self.record).build(tensors)
+
+
+def read_entry(entry: object) -> Entry:
+    """The value of an entry from a file; shapes are in the order of the operator's tensors.
+
+    ``operator`` is the name of a kind that has nothing but tensors, or else a record.
+
+    Raises ``ValueError`` if it is none.
+    """
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("shapes"), Mapping):
+        raise ValueError("no operator with the shapes of its tensors")
+    operator, shapes, dtypes = entry.get("operator"), entry["shapes"], entry.get("dtypes", {})
+    if not isinstance(operator, Mapping) and operator not in sorted(PLAIN):
+        known = ", ".join(kind for kind in KINDS if kind in PLAIN)
+        raise ValueError(f"the operator {operator!r}; known are {known}, and others by their records")
+    record = operator if isinstance(operator, Mapping) else {"kind": operator}
+    blueprint = Blueprint.of(record)
+    blueprint.check_names(shapes)
+    if not isinstance(dtypes, Mapping) or any(
+        name not in shapes or not isinstance(code, str) or code not in DTYPES for name, code in dtypes.items()
+    ):
+        raise ValueError(f"dtypes that are not known or of tensors that are not there; known are {', '.join(DTYPES)}")
+    if not all(map(_is_shape, shapes.values())):
+        raise ValueError("shapes that are no lists of sizes")
+    return Entry(
+        record,
+        {name: tuple(shapes[name]) for name in blueprint.names()},
+        {name: DTYPES[code] for name, code in dtypes.items()},
+    )
+
+
+def entry_of(op: Operator) -> dict[str, object]:
+    """What a file says of ``op``, as JSON.
+
+    >>> from eckart.operator import Factors, Shuffle, Sum
+    >>> entry_of(Factors(torch.ones(3, 1), torch.ones(1, 2)))
+    {'operator': 'factors', 'shapes': {'left': [3, 1], 'right': [1, 2]}}
+    >>> entry_of(Shuffle(2, 3))
+    {'operator': {'kind': 'shuffle', 'settings': {'rows': 2, 'columns': 3}}, 'shapes': {}}
+    """
+    record, tensors = describe(op), op.tensors()
+    fixed = {name: DTYPE_NAMES[t.dtype] for name, t in tensors.items() if not t.is_floating_point()}
+    return {
+        "operator": record["kind"] if record["kind"] in PLAIN else record,
+        "shapes": {name: list(t.shape) for name, t in tensors.items()},
+    } | ({"dtypes": fixed} if fixed else {})
+
+
+def _is_shape(shape: object) -> bool:
+    if not isinstance(shape, list | tuple) or not all(type(side) is int and side >= 0 for side in shape):
+        return False
+    return prod(max(side, 1) for side in shape) <= MOST_NUMBERS
