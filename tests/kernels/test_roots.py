@@ -190,6 +190,12 @@ def test_it_takes_a_doubling_per_step_and_then_converges_quadratically(p: int) -
     assert steps <= 14 + 6
 
 
+def test_the_smaller_bound_on_the_norm_is_taken() -> None:
+    """Of a multiple of the identity the row sums are the norm itself: there is nothing to iterate on for p = 1."""
+    assert newton_inverse_root(4 * torch.eye(64), 1).steps == 1
+    assert newton_inverse_root(torch.ones(1, 1), 1).root.tolist() == [[1.0]]
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
 @pytest.mark.parametrize("p", [1, 2, 4])
 def test_matrices_of_any_size_of_entries(scale: float, p: int) -> None:
@@ -248,6 +254,7 @@ def test_an_iteration_that_cannot_converge_falls_back(monkeypatch: pytest.Monkey
     stopped = newton_inverse_root(gram, 2)
     assert stopped.steps is None
     assert torch.equal(stopped.root, inverse_root(gram, 2).root)
+    assert torch.equal(newton_inverse_root(gram, 2, damping=1e-5).root, inverse_root(gram, 2, damping=1e-5).root)
     monkeypatch.undo()
     # Scaled by a figure that is no bound, values start beyond p + 1 and diverge: still no wrong result.
     monkeypatch.setattr(MODULE, "_norm_bound", lambda a: 0.01)

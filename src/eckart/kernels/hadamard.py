@@ -74,6 +74,11 @@ def hadamard_transform(x: Tensor, *, transpose: bool = False) -> Tensor:
     # Evenly, so that no factor is larger than it must be.
     radices = [1 << (bits * (i + 1) // levels - bits * i // levels) for i in range(levels)]
     factors = [_sylvester(radix).to(x.device, dtype) for radix in radices]
+    # In the factor that comes first, so that no partial sum is larger than the result may be.
+    if order > 1 or not factors:
+        odd = odd * (1 / math.sqrt(n))
+    else:
+        factors[0] = factors[0] * (1 / math.sqrt(n))
     rows = x.reshape(-1, n)
     done = [_transformed(panel.to(dtype), odd, factors).to(x.dtype) for panel in rows.split(max(1, PANEL // n))]
     return torch.cat(done).reshape(x.shape)
@@ -117,20 +122,20 @@ class RandomHadamard:
 
 
 def _transformed(x: Tensor, odd: Tensor, factors: list[Tensor]) -> Tensor:
-    """Rows (k, n) of one panel; the length is made one first, so that no partial sum is larger than the result may be."""
+    """Rows (k, n) of one panel."""
     rows, n = x.shape
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"the vectors of length {n} hold NaN or infinity")
-    x = x * (1 / math.sqrt(n))
     width = len(odd)
-    if width > 1:
-        x = x.reshape(-1, width) @ odd
+    y = x.reshape(-1, width) @ odd if width > 1 or not factors else x
     for factor in factors:
         radix = len(factor)
         # Where the axis is the last one, one large product is faster than a batch of products with single columns.
-        x = x.reshape(-1, radix) @ factor if width == 1 else torch.matmul(factor, x.reshape(-1, radix, width))
+        y = y.reshape(-1, radix) @ factor if width == 1 else torch.matmul(factor, y.reshape(-1, radix, width))
         width *= radix
-    return x.reshape(rows, n)
+    y = y.reshape(rows, n)
+    # Every entry of a result is made of all entries of its vector, so one of each row is enough to look at.
+    if not bool(torch.isfinite(y[:, 0]).all()) and not bool(torch.isfinite(x).all()):
+        raise ValueError(f"the vectors of length {n} hold NaN or infinity")
+    return y
 
 
 def _factors(n: int) -> tuple[int, int] | None:

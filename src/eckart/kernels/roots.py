@@ -55,7 +55,7 @@ def inverse_root(a: Tensor, p: int, *, damping: float = 0.0, tolerance: float | 
     values, vectors = torch.linalg.eigh(a.to(torch.float64))  # ascending
     if n == 0:
         return InverseRoot(vectors, 0, None)
-    top, bottom = float(values.abs().max()), float(values[0])
+    top, bottom = float(values[-1]), float(values[0])
     if bottom < -max(tolerance * top, damping):
         raise ValueError(
             f"the {n} x {n} matrix is not positive semidefinite: it has the eigenvalue {bottom:.3g} beside {top:.3g}; "
@@ -116,11 +116,10 @@ def _iterated(a: Tensor, p: int, allowed: float) -> InverseRoot | None:
         x, m = x @ turn, torch.linalg.matrix_power(turn, p) @ m
         steps, left = steps + 1, _deviation(m, unit)
     x = (x + x.T) / 2
-    off = _deviation(torch.linalg.matrix_power(x, p) @ start, unit)
-    if not (converged and off <= allowed):  # NaN, in which an iteration that diverges ends, is no convergence either
+    # NaN, in which an iteration that diverges ends, is not small either.
+    if not _deviation(torch.linalg.matrix_power(x, p) @ start, unit) <= allowed:
         return None
-    root = x * ((p + 1) / 2 / bound) ** (1 / p)
-    return InverseRoot(root, len(a), steps) if bool(torch.isfinite(root).all()) else None
+    return InverseRoot(x * ((p + 1) / 2 / bound) ** (1 / p), len(a), steps)
 
 
 def _norm_bound(a: Tensor) -> float:
