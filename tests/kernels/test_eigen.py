@@ -7,7 +7,7 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from market import MATRICES, float64, gaussian, hadamard, orthonormal, with_exact_spectrum
+from market import MATRICES, float64, gaussian, generator, hadamard, orthonormal, with_exact_spectrum
 from torch import Tensor
 
 from eckart.linalg import pivoted_qr, qr, symmetric_eigen
@@ -56,6 +56,21 @@ def test_slack_and_residuals_cover_spectra_known_without_rounding(name: str) -> 
     size = float(a.norm())
     assert found.slack <= 300 * EPS * size
     assert float(found.residuals.max()) <= 50 * EPS * size
+
+
+@pytest.mark.parametrize("order", [2, 4, 8])
+def test_residuals_cover_what_their_own_rounding_hides(order: int) -> None:
+    """Small matrices have vectors whose residual comes out as zero beside a value that is not quite the true one."""
+    h, hidden = hadamard(order), 0
+    for seed in range(100):
+        values = torch.randint(-1000, 1000, (order,), generator=generator(seed)).to(torch.float64)
+        a = h * values @ h.T
+        found = symmetric_eigen(a)
+        off = (found.values[:, None] - order * values).abs().min(1).values
+        assert bool((off <= found.residuals).all())
+        measured = torch.linalg.vector_norm(a @ found.vectors - found.vectors * found.values, dim=0)
+        hidden += int((off > measured).any())
+    assert hidden > 0
 
 
 @pytest.mark.parametrize("name", MATRICES)
