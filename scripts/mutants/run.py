@@ -5,8 +5,8 @@
     make mutants ONLY='linalg/*'          only in some modules
     make mutants NOTES=notes.jsonl        note every outcome, and go on from there when repeated
 
-First the fast tests run once with coverage, so that each bug is met by the tests that reach its line, the shortest of every test
-file first, until one fails. A bug that survives all of them is printed with its line. Survivors that change nothing anybody could notice
+First the fast tests run once with coverage, so that each bug is met by the tests that reach its line, some of every
+test file first, until one fails. A bug that survives all of them is printed with its line. Survivors that change nothing anybody could notice
 are listed with the reason in ``explained.json`` and counted apart. Results: ``benchmarks/results/mutants.md``.
 """
 
@@ -36,6 +36,7 @@ REPORT = ROOT / "benchmarks" / "results" / "mutants.md"
 # What reads the text of the sources or runs other processes only would find every bug, or none.
 LEFT_OUT = ("test_style.py", "test_layers.py", "test_docs.py", "test_doctests.py")
 LONGEST = 150.0  # seconds of computing for the tests of one bug
+PATROL = 3  # tests of every file that are tried before the rest of any
 WAITED = 4  # times as long may pass on the clock, on a machine that does other things as well
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -142,8 +143,9 @@ def reached(scratch: Path, workers: int) -> tuple[dict[str, dict[str, list[str]]
 def tests_for(planted: Planted, lines: dict[str, dict[str, list[str]]], seconds: dict[str, float]) -> list[str]:
     """The tests that reach the line of a bug; for what runs on import, all that reach its file.
 
-    The shortest of every test file comes first, then every file's next: what only hundreds of alike tests run through is
-    met by a few of them before the others have their turn.
+    Files are gone through one after another, since what a file's tests share is set up anew whenever they are returned to: first
+    ``PATROL`` tests of each, the shortest, beginning with files that are named after the module; then all others. What only
+    hundreds of alike tests run through is so met by others before these have their turn.
     """
     table = lines.get(planted.file, {})
     told = set(table.get(str(planted.bug.line), ())) - {""}
@@ -151,13 +153,13 @@ def tests_for(planted: Planted, lines: dict[str, dict[str, list[str]]], seconds:
         told = {name for names in table.values() for name in names} - {""}
     whole = {name.removeprefix("file ") for name in told if name.startswith("file ")}
     chosen = {test for test in seconds if test in told or test.partition("::")[0] in whole}
-    turns: Counter[str] = Counter()
-    order: dict[str, tuple[int, float, str]] = {}
+    files: dict[str, list[str]] = {}
     for test in sorted(chosen, key=lambda test: (seconds[test], test)):
-        file = test.partition("::")[0]
-        turns[file] += 1
-        order[test] = turns[file], seconds[test], test
-    return sorted(order, key=order.__getitem__)
+        files.setdefault(test.partition("::")[0], []).append(test)
+    own = Path(planted.file).stem
+    ordered = sorted(files.items(), key=lambda entry: (own not in entry[0], seconds[entry[1][0]], entry[0]))
+    first = [test for _, tests in ordered for test in tests[:PATROL]]
+    return first + [test for _, tests in ordered for test in tests[PATROL:]]
 
 
 # ---- one bug --------------------------------------------------------------------------------------------------------

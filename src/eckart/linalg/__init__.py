@@ -1,6 +1,11 @@
 """Factorisations with bounds on how far they are from the best possible; below this layer there is nothing but torch."""
 
+from eckart.kernels.alignment import Alignment, Assignment, assignment, procrustes
+from eckart.kernels.eigen import SymmetricEigen, qr, symmetric_eigen
+from eckart.kernels.hadamard import RandomHadamard, hadamard, hadamard_transform, nearest_supported, supported
 from eckart.kernels.norms import SpectralNorm, spectral_norm
+from eckart.kernels.polar import BAND, CUBIC, QUINTIC, OddPolynomial, OrthogonalFactor, newton_schulz, polar
+from eckart.kernels.roots import InverseRoot, inverse_root, newton_inverse_root
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
 from eckart.kernels.symmetric import psd_root
 from eckart.linalg.batch import truncated_svds
@@ -12,26 +17,48 @@ from eckart.linalg.truncation import Truncation
 
 __all__ = [
     "ACCURACY",
+    "BAND",
+    "CUBIC",
+    "QUINTIC",
     "SVD",
+    "Alignment",
+    "Assignment",
     "Automatic",
     "BlockKrylov",
     "Directions",
     "GramMatrix",
+    "InverseRoot",
     "Lanczos",
     "Lapack",
+    "OddPolynomial",
     "Optimum",
+    "OrthogonalFactor",
+    "RandomHadamard",
     "Route",
     "RowStream",
     "SpectralNorm",
     "SubspaceIteration",
+    "SymmetricEigen",
     "Truncation",
+    "assignment",
     "bounds_of",
     "fix_signs",
+    "hadamard",
+    "hadamard_transform",
+    "inverse_root",
     "measured_bounds",
+    "nearest_supported",
+    "newton_inverse_root",
+    "newton_schulz",
+    "polar",
+    "procrustes",
     "psd_root",
+    "qr",
     "singular_values",
     "spectral_norm",
+    "supported",
     "svd",
+    "symmetric_eigen",
     "truncated_svd",
     "truncated_svds",
 ]
