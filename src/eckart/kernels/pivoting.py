@@ -159,7 +159,8 @@ def interpolation_points(basis: Tensor, count: int) -> Tensor:
     k, n = basis.shape
     if not 0 <= count <= min(k, n):
         raise ValueError(
-            f"{count} interpolation points from {k} vectors of {n} entries: there is one for each vector at most"
+            f"{count} interpolation points from {k} vectors of {n} entries: there is one for each vector at most; "
+            "want fewer, or choose by pivoted QR"
         )
     missed = basis.to(torch.float64).clone()
     free = torch.ones(n, dtype=torch.bool, device=basis.device)

@@ -70,7 +70,7 @@ def interpolative(
     indices = selected(seen, rank, rule, stream(rng, COLUMNS), "columns")
     left = a[:, indices].to(dtype).contiguous()
     span = Span.of(left)
-    kept = span.s > max(torch.finfo(dtype).eps, span.noise)
+    kept = span.s > max(_grain(dtype), span.noise)
     coefficients = span.weights[:, kept] / span.s[kept] @ image(span.u[:, kept], a)
     coefficients[:, indices] = torch.eye(rank, dtype=torch.float64, device=a.device)
     op = Factors(left, refuse_overflow(coefficients.to(dtype), "the matrix of coefficients"))
@@ -123,7 +123,7 @@ def cur(
     j = selected(seen, rank, columns, stream(rng, COLUMNS), "columns")
     i = selected(turned, rank if row_count is None else row_count, rows, stream(rng, ROWS), "rows")
     left, right = a[:, j].to(dtype).contiguous(), a[i].to(dtype).contiguous()
-    core, share = _core(a, left, right, metric, torch.finfo(dtype).eps)
+    core, share = _core(a, left, right, metric, _grain(dtype))
     core = refuse_overflow(core.to(dtype), "the core")
     op = Product((Dense(left), Dense(core), Dense(right)))
     return Fit(
@@ -143,6 +143,11 @@ def _candidates(a: Tensor, metric: Metric) -> tuple[Candidates, Candidates]:
     """The columns and the rows to choose from; they share one decomposition unless the metric mixes columns."""
     seen = Candidates(a if metric.is_plain else metric.whiten(a))
     return (seen if metric.is_diagonal else Candidates(a)), seen.T
+
+
+def _grain(dtype: torch.dtype) -> float:
+    """What rounding does to a coefficient: below this a direction adds less than the rounding of its coefficients takes."""
+    return torch.finfo(dtype).eps
 
 
 def _core(a: Tensor, left: Tensor, right: Tensor, metric: Metric, grain: float) -> tuple[Tensor, float]:

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.fit import Fit
-from eckart.kernels.panels import PANEL, panels
+from eckart.kernels.panels import panels
 from eckart.kernels.selection import Candidates, Rule
 from eckart.kernels.svd import EPS, SAFETY, fix_signs
 from eckart.linalg.enclosure import bounds_of
@@ -21,6 +21,8 @@ from eckart.linalg.selected import (
     stream,
 )
 from eckart.operator import Factors
+
+NOISE = 1.0  # how many units of what rounding may have made of a core's smallest values are taken for rounding
 
 
 def nystrom(
@@ -51,8 +53,8 @@ def nystrom(
     n = len(a)
     if a.shape[1] != n:
         raise ValueError(f"a symmetric matrix is wanted, not one of {a.shape[0]} x {a.shape[1]}")
-    grain = SAFETY * torch.finfo(a.dtype).eps
-    if n and float((a - a.T).abs().max()) > grain * n * float(a.abs().max()):
+    grain = torch.finfo(a.dtype).eps
+    if n and float((a - a.T).abs().max()) > SAFETY * n * grain * float(a.abs().max()):
         raise ValueError(f"the {n} x {n} matrix is not symmetric: give (a + a.T) / 2 if that is what is meant")
     indices = selected(Candidates(a), rank, rule, stream(rng, COLUMNS), "columns")
     factor, kept = _root_factor(a[:, indices].to(torch.float64), a.diagonal().to(torch.float64), indices, grain)
@@ -67,7 +69,7 @@ def nystrom(
 
 def _root_factor(c: Tensor, diagonal: Tensor, indices: Tensor, grain: float) -> tuple[Tensor, int]:
     """F (n, r) with ``F F^T = C W^+ C^T``, and how many of its columns are not zero; ``grain`` is the rounding of an entry."""
-    n, rank = c.shape
+    n = len(c)
     if float(diagonal.min()) < 0 or bool(
         (c.square() > (1 + n * grain) ** 2 * torch.outer(diagonal, diagonal[indices])).any()
     ):
@@ -78,12 +80,11 @@ def _root_factor(c: Tensor, diagonal: Tensor, indices: Tensor, grain: float) -> 
     unit = c / torch.where(lengths > 0, lengths, torch.ones_like(lengths))  # (n, r)
     core = unit[indices] / torch.where(lengths > 0, lengths, torch.ones_like(lengths))[:, None]
     values, vectors = torch.linalg.eigh((core + core.T) / 2)
-    noise = rank * grain * max(1.0, float(values[-1]))
-    if float(values[0]) < -noise:
+    if float(values[0]) < -n * max(grain, SAFETY * EPS):
         raise ValueError(
             f"the {n} x {n} matrix is not positive semidefinite: its core has the eigenvalue {float(values[0]):.3g}"
         )
-    kept = values > noise
+    kept = values > NOISE * max(grain, SAFETY * EPS) * float(torch.linalg.vector_norm(core))
     roots = torch.where(kept, values, torch.ones_like(values)).sqrt()
     factor = torch.where(kept, unit @ vectors / roots, torch.zeros_like(unit)).flip(1)
     return fix_signs(factor), int(kept.sum())
@@ -126,7 +127,7 @@ def generalised_nystrom(
     more = min(more, m - rank)
     right, left, core = _sketched(a, rank, rank + more, stream(rng, SKETCH))
     p, s, zt = torch.linalg.svd(core, full_matrices=False)
-    kept = s > SAFETY * EPS * max(m, n) * s[0]
+    kept = s > NOISE * EPS * max(m, n) * s[0]
     inverse = torch.where(kept, 1 / torch.where(kept, s, torch.ones_like(s)), torch.zeros_like(s))
     op = _balanced(right @ zt.T * inverse, p.T @ left, kept, dtype or a.dtype)
     return Fit(
@@ -141,11 +142,11 @@ def _sketched(a: Tensor, columns: int, rows: int, rng: Generator) -> tuple[Tenso
     m, n = a.shape
     x = torch.randn(n, columns, generator=rng, dtype=torch.float64).to(a.device)
     y = torch.randn(m, rows, generator=rng, dtype=torch.float64).to(a.device)
-    ya = x.new_zeros(rows, n)
-    ax = []
-    for panel, weights in zip(panels(a), y.split(PANEL), strict=True):
+    ya, ax, start = x.new_zeros(rows, n), [], 0
+    for panel in panels(a):
         ax.append(panel @ x)
-        ya.addmm_(weights.T, panel)
+        ya.addmm_(y[start : start + len(panel)].T, panel)
+        start += len(panel)
     found = torch.cat(ax)
     return found, ya, y.T @ found
 
@@ -155,4 +156,5 @@ def _balanced(left: Tensor, right: Tensor, kept: Tensor, dtype: torch.dtype) -> 
     ratio = torch.linalg.vector_norm(right, dim=1) / torch.linalg.vector_norm(left, dim=0)
     scale = torch.where(kept, ratio, torch.ones_like(ratio)).sqrt()
     right = torch.where(kept[:, None], right, torch.zeros_like(right))
-    return Factors((left * scale).to(dtype).contiguous(), (right / scale[:, None]).to(dtype).contiguous())
+    stored = [(left * scale).to(dtype).contiguous(), (right / scale[:, None]).to(dtype).contiguous()]
+    return Factors(*(refuse_overflow(t, "a factor") for t in stored))
