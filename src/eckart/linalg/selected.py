@@ -65,8 +65,8 @@ class Span:
         """By LAPACK, in float64.
 
         >>> span = Span.of(torch.tensor([[2.0, 0.0], [0.0, 1e-9], [0.0, 0.0]]))
-        >>> span.s.tolist(), (span.weights / span.s @ span.u.T).round(decimals=3).abs().tolist()
-        ([1.0, 1.0], [[0.5, 0.0, 0.0], [0.0, 1000000000.0, 0.0]])
+        >>> span.s.tolist(), (span.u.T @ (2 * torch.eye(3, dtype=torch.float64)[:, :1])).abs().tolist()
+        ([1.0, 1.0], [[2.0], [0.0]])
         """
         c = c.to(torch.float64)
         lengths = torch.linalg.vector_norm(c, dim=0)
