@@ -5,9 +5,9 @@
     make mutants ONLY='linalg/*'          only in some modules
     make mutants NOTES=notes.jsonl        note every outcome, and go on from there when repeated
 
-First the fast tests run once with coverage, so that each bug is met by the tests that reach its line, some of every
-test file first, until one fails. A bug that survives all of them is printed with its line. Survivors that change nothing anybody could notice
-are listed with the reason in ``explained.json`` and counted apart. Results: ``benchmarks/results/mutants.md``.
+First the fast tests run once with coverage, so that each bug is met by the tests that reach its line, some of every test file
+first, until one fails. A bug that survives all of them is printed with its line. Survivors that change nothing anybody could
+notice are listed with the reason in ``explained.json`` and counted apart. Results: ``benchmarks/results/mutants.md``.
 """
 
 from __future__ import annotations

@@ -4,14 +4,32 @@ from eckart.kernels.alignment import Alignment, Assignment, assignment, procrust
 from eckart.kernels.eigen import SymmetricEigen, qr, symmetric_eigen
 from eckart.kernels.hadamard import RandomHadamard, hadamard, hadamard_transform, nearest_supported, supported
 from eckart.kernels.norms import SpectralNorm, spectral_norm
+from eckart.kernels.pivoting import Pivoted, pivoted_qr
 from eckart.kernels.polar import BAND, CUBIC, QUINTIC, OddPolynomial, OrthogonalFactor, newton_schulz, polar
 from eckart.kernels.roots import InverseRoot, inverse_root, newton_inverse_root
+from eckart.kernels.selection import (
+    DEIM,
+    Candidates,
+    Entries,
+    Given,
+    Largest,
+    LeadingVectors,
+    PivotedQR,
+    RidgeVectors,
+    Rule,
+    Sampled,
+    StrongRRQR,
+    View,
+)
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
 from eckart.kernels.symmetric import psd_root
 from eckart.linalg.batch import truncated_svds
+from eckart.linalg.cur import cur, interpolative
 from eckart.linalg.enclosure import Optimum, bounds_of, measured_bounds
 from eckart.linalg.incremental import Directions, RowStream
+from eckart.linalg.nystrom import generalised_nystrom, nystrom
 from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration
+from eckart.linalg.selected import select
 from eckart.linalg.truncated import ACCURACY, truncated_svd
 from eckart.linalg.truncation import Truncation
 
@@ -19,41 +37,60 @@ __all__ = [
     "ACCURACY",
     "BAND",
     "CUBIC",
+    "DEIM",
     "QUINTIC",
     "SVD",
     "Alignment",
     "Assignment",
     "Automatic",
     "BlockKrylov",
+    "Candidates",
     "Directions",
+    "Entries",
+    "Given",
     "GramMatrix",
     "InverseRoot",
     "Lanczos",
     "Lapack",
+    "Largest",
+    "LeadingVectors",
     "OddPolynomial",
     "Optimum",
     "OrthogonalFactor",
+    "Pivoted",
+    "PivotedQR",
     "RandomHadamard",
+    "RidgeVectors",
     "Route",
     "RowStream",
+    "Rule",
+    "Sampled",
     "SpectralNorm",
+    "StrongRRQR",
     "SubspaceIteration",
     "SymmetricEigen",
     "Truncation",
+    "View",
     "assignment",
     "bounds_of",
+    "cur",
     "fix_signs",
+    "generalised_nystrom",
     "hadamard",
     "hadamard_transform",
+    "interpolative",
     "inverse_root",
     "measured_bounds",
     "nearest_supported",
     "newton_inverse_root",
     "newton_schulz",
+    "nystrom",
+    "pivoted_qr",
     "polar",
     "procrustes",
     "psd_root",
     "qr",
+    "select",
     "singular_values",
     "spectral_norm",
     "supported",
