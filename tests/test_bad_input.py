@@ -631,6 +631,8 @@ RECIPES: dict[str, tuple[str | bytes, list[str]]] = {
     "an unknown setting": (recipe_text(metric='part = "ActivationScale"\npwr = 1'), ["no setting 'pwr'", "power"]),
     "a setting of a part without": (recipe_text(allocate='part = "Uniform"\nrank = 3'), ["no setting 'rank'", "none"]),
     "a negative accuracy": (recipe_text(approx='part = "LowRank"\naccuracy = -1'), ["accuracy", "not below 0"]),
+    "a fraction of a node": (recipe_text(allocate='part = "Exact"\nnodes = 2.5'), ["nodes is 2.5", "whole number"]),
+    "nodes below 0": (recipe_text(allocate='part = "Exact"\nnodes = -1'), ["nodes", "-1", "whole number"]),
     "a setting in words": (recipe_text(metric='part = "ActivationScale"\npower = "a"'), ["power is 'a'", "number"]),
     "a setting true": (recipe_text(metric='part = "ActivationScale"\npower = true'), ["power is True", "number"]),
     "a setting that is a list": (recipe_text(metric='part = "ActivationScale"\npower = [1]'), ["power is", "number"]),

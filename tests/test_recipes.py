@@ -2,13 +2,13 @@
 
 import pytest
 
-from eckart.allocate import EqualMarginalLoss, Uniform
+from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Uniform
 from eckart.model.compression import Compress, Statistics
 from eckart.recipes import asvd, svd, svd_llm
 from eckart.recipes.notation import compose
 from eckart.stats import Need
 
-BOTH = {"uniform": Uniform(), "by loss": EqualMarginalLoss()}
+ALLOCATORS = {"uniform": Uniform(), "greedy": Greedy(), "by loss": EqualMarginalLoss(), "exact": Exact(nodes=1000)}
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,11 @@ def test_a_recipe_needs_what_its_parts_need(recipe: Compress, needs: set[Need]) 
     assert recipe.needs == needs
 
 
-@pytest.mark.parametrize("allocate", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("allocate", ALLOCATORS.values(), ids=ALLOCATORS)
 @pytest.mark.parametrize("statistics", Statistics)
-def test_a_described_recipe_composes_to_the_same(allocate: Uniform | EqualMarginalLoss, statistics: Statistics) -> None:
+def test_a_described_recipe_composes_to_the_same(allocate: Allocator, statistics: Statistics) -> None:
     for recipe in (svd(allocate), asvd(0.75, allocate), svd_llm(allocate, statistics)):
         again = compose(recipe.describe(), "here")
         assert again.describe() == recipe.describe()
         assert again.needs == recipe.needs
+        assert again.allocate == allocate

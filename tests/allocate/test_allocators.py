@@ -14,13 +14,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from market import gaussian, generator
 
-from eckart.allocate import Allocation, Allocator, EqualMarginalLoss, Slot, Uniform, smallest, total_bytes
+from eckart.allocate import (
+    Allocation,
+    Allocator,
+    EqualMarginalLoss,
+    Exact,
+    Greedy,
+    Slot,
+    Uniform,
+    smallest,
+    total_bytes,
+)
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.linalg import singular_values
 from eckart.stats import Need
 
-ALLOCATORS: dict[str, Allocator] = {"uniform": Uniform(), "equal marginal loss": EqualMarginalLoss()}
-BOUNDED: dict[str, Allocator] = {"equal marginal loss": EqualMarginalLoss()}
+BOUNDED: dict[str, Allocator] = {
+    "greedy": Greedy(),
+    "equal marginal loss": EqualMarginalLoss(),
+    "exact": Exact(),
+    "exact, cut short": Exact(nodes=0),
+}
+ALLOCATORS: dict[str, Allocator] = {"uniform": Uniform()} | BOUNDED
 Slots = Mapping[str, Slot]
 
 
@@ -186,11 +201,26 @@ def test_arguments_are_left_alone_and_answers_repeat(allocator: Allocator) -> No
     assert all(torch.equal(slots[name].losses, losses) for name, losses in before.items())
 
 
+@given(problem=problems(), seed=st.integers(0, 99))
+def test_the_order_of_the_slots_does_not_matter(problem: tuple[dict[str, Slot], int], seed: int) -> None:
+    slots, budget = problem
+    order = torch.randperm(len(slots), generator=generator(seed)).tolist()
+    shuffled = {name: slots[name] for name in (list(slots)[i] for i in order)}
+    for allocator in ALLOCATORS.values():
+        assert allocator(slots, budget) == allocator(shuffled, budget)
+
+
+def test_the_order_of_equal_slots_does_not_matter(allocator: Allocator) -> None:
+    losses = torch.linspace(1, 0, 9, dtype=torch.float64).square()
+    names = [f"w{i}" for i in range(6)]
+    slots = {name: Slot(rows=20, columns=8, itemsize=2, losses=losses) for name in names}
+    for budget in budgets(slots, 30):
+        assert allocator(slots, budget) == allocator({name: slots[name] for name in reversed(names)}, budget)
+
+
 def test_what_allocators_need() -> None:
-    assert {name: a.needs for name, a in ALLOCATORS.items()} == {
-        "uniform": frozenset(),
-        "equal marginal loss": {Need.SENSITIVITY},
-    }
+    assert Uniform().needs == frozenset()
+    assert {name: a.needs for name, a in BOUNDED.items()} == {key: {Need.SENSITIVITY} for key in BOUNDED}
 
 
 # ---- uniform --------------------------------------------------------------------------------------------------------

@@ -18,17 +18,26 @@ Rank = int | None
 class Slot:
     """A matrix (m, n) of ``itemsize`` bytes an entry that may be stored dense or as factors of some rank.
 
-    ``losses`` (min(m, n) + 1,), where an allocator needs it, is the loss expected at each rank, falling to 0.
+    ``losses`` (min(m, n) + 1,), where an allocator needs it, is the loss expected at each rank, falling to 0; dense it is 0.
+    ``price`` is what one of its bytes counts against the budget: 0 for the second user of a tied matrix; with ``itemsize`` 1,
+    how often a matrix is applied where multiplications are the budget. ``ValueError`` where it is no whole number from 0 on.
 
     >>> slot = Slot(rows=4, columns=6, itemsize=2)
     >>> slot.dense_bytes, slot.max_rank, slot.cost(slot.max_rank), slot.cost(None)
     (48, 2, 40, 48)
+    >>> Slot(rows=4, columns=6, itemsize=1, price=3).cost(2)
+    60
     """
 
     rows: int
     columns: int
     itemsize: int
     losses: Tensor | None = None
+    price: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.price, int) or self.price < 0:
+            raise ValueError(f"price {self.price} must be a whole number from 0 on: count the budget in a smaller unit")
 
     @property
     def dense_bytes(self) -> int:
@@ -45,9 +54,13 @@ class Slot:
         """The largest rank that stores fewer bytes than the matrix; 0 where none does."""
         return max(0, (self.dense_bytes - 1) // self.rank_bytes)
 
-    def cost(self, rank: Rank) -> int:
+    def stored(self, rank: Rank) -> int:
         """Bytes at this rank; ``None`` is dense."""
         return self.dense_bytes if rank is None else rank * self.rank_bytes
+
+    def cost(self, rank: Rank) -> int:
+        """What its bytes at this rank count against the budget: ``price`` times ``stored``."""
+        return self.price * self.stored(rank)
 
 
 @dataclass(frozen=True)
@@ -59,14 +72,14 @@ class Allocation:
 
 
 class Allocator(Protocol):
-    """Chooses ranks within a budget of bytes."""
+    """Chooses ranks within a budget: of bytes, or of what bytes count where slots have prices."""
 
     @property
     def needs(self) -> frozenset[Need]:
         """What the slots must bring."""
 
     def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
-        """Ranks whose bytes add up to at most ``budget``; raises ``BudgetError`` where none do."""
+        """Ranks whose costs add up to at most ``budget``; raises ``BudgetError`` where none do."""
 
 
 class BudgetError(ValueError):
@@ -78,7 +91,12 @@ class BudgetError(ValueError):
 
 
 def total_bytes(slots: Mapping[str, Slot], ranks: Mapping[str, Rank]) -> int:
-    """Bytes of all matrices at these ranks."""
+    """Bytes of all matrices at these ranks, whatever their price."""
+    return sum(slot.stored(ranks[name]) for name, slot in slots.items())
+
+
+def total_cost(slots: Mapping[str, Slot], ranks: Mapping[str, Rank]) -> int:
+    """What all matrices at these ranks count against the budget."""
     return sum(slot.cost(ranks[name]) for name, slot in slots.items())
 
 
@@ -93,7 +111,7 @@ def smallest(slots: Mapping[str, Slot]) -> dict[str, Rank]:
 
 def spend_rest(slots: Mapping[str, Slot], ranks: dict[str, Rank], budget: int, order: list[str]) -> dict[str, Rank]:
     """Add single ranks, going round ``order`` again and again, until not one more fits into ``budget``."""
-    left = budget - total_bytes(slots, ranks)
+    left = budget - total_cost(slots, ranks)
     grew = True
     while grew:
         grew = False
@@ -112,6 +130,6 @@ def spend_rest(slots: Mapping[str, Slot], ranks: dict[str, Rank], budget: int, o
 
 def check_budget(slots: Mapping[str, Slot], budget: int) -> None:
     """Raise ``BudgetError`` if not even the smallest choice fits."""
-    least = total_bytes(slots, smallest(slots))
+    least = total_cost(slots, smallest(slots))
     if least > budget:
         raise BudgetError(budget, least)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eckart.allocate.slots import Allocation, Rank, Slot, check_budget, spend_rest, total_bytes
+from eckart.allocate.slots import Allocation, Rank, Slot, check_budget, spend_rest, total_cost
 from eckart.stats import Need
 
 
@@ -24,12 +24,12 @@ class Uniform:
     needs: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
-        """Ranks of equal share whose bytes add up to at most ``budget``; ``BudgetError`` where none do."""
+        """Ranks of equal share whose costs add up to at most ``budget``; ``BudgetError`` where none do."""
         check_budget(slots, budget)
         low, high = 0.0, 1.0
         for _ in range(60):  # halving the interval of a step function down to the resolution of a float
             middle = (low + high) / 2
-            if total_bytes(slots, _at_share(slots, middle)) <= budget:
+            if total_cost(slots, _at_share(slots, middle)) <= budget:
                 low = middle
             else:
                 high = middle

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from eckart.allocate import EqualMarginalLoss, Uniform
+from eckart.allocate import EqualMarginalLoss, Exact, Greedy, Uniform
 from eckart.approx import LowRank
 from eckart.errors import EckartError
 from eckart.model.compression import Compress, Paper, Statistics
@@ -20,7 +20,7 @@ LARGEST = 100_000  # bytes of a recipe
 PARTS: Mapping[str, Mapping[str, type]] = {
     "metric": {part.__name__: part for part in (Plain, ActivationScale, Gram)},
     "approx": {part.__name__: part for part in (LowRank,)},
-    "allocate": {part.__name__: part for part in (Uniform, EqualMarginalLoss)},
+    "allocate": {part.__name__: part for part in (Uniform, Greedy, EqualMarginalLoss, Exact)},
 }
 
 
@@ -90,8 +90,11 @@ def _part(role: str, entry: Any, origin: str) -> Any:
             )
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise EckartError(f"{origin}: {kind.__name__}.{key} is {shown(value)}; give a number")
+        if isinstance(defaults[key], int) and not isinstance(value, int):
+            raise EckartError(f"{origin}: {kind.__name__}.{key} is {shown(value)}; give a whole number")
     try:
-        return kind(**{key: float(value) for key, value in settings.items()})
+        # A float where a float is meant, so that 1 and 1.0 describe the same part.
+        return kind(**{k: value if isinstance(defaults[k], int) else float(value) for k, value in settings.items()})
     except (ValueError, OverflowError) as error:
         told = ", ".join(f"{key} = {shown(value, 20)}" for key, value in settings.items())
         raise EckartError(f"{origin}: {kind.__name__} with {told}: {error}") from error
