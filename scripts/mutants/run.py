@@ -36,7 +36,8 @@ REPORT = ROOT / "benchmarks" / "results" / "mutants.md"
 # What reads the text of the sources or runs other processes only would find every bug, or none.
 LEFT_OUT = ("test_style.py", "test_layers.py", "test_docs.py", "test_doctests.py")
 LONGEST = 150.0  # seconds of computing for the tests of one bug
-PATROL = 3  # tests of every file that are tried before the rest of any
+SHORT = 5.0  # seconds: files whose tests take less are gone through at once
+PATROL = 3  # tests of a longer file that are tried before the rest of any
 WAITED = 4  # times as long may pass on the clock, on a machine that does other things as well
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -143,9 +144,9 @@ def reached(scratch: Path, workers: int) -> tuple[dict[str, dict[str, list[str]]
 def tests_for(planted: Planted, lines: dict[str, dict[str, list[str]]], seconds: dict[str, float]) -> list[str]:
     """The tests that reach the line of a bug; for what runs on import, all that reach its file.
 
-    Files are gone through one after another, since what a file's tests share is set up anew whenever they are returned to: first
-    ``PATROL`` tests of each, the shortest, beginning with files that are named after the module; then all others. What only
-    hundreds of alike tests run through is so met by others before these have their turn.
+    Files are gone through one after another, since what a file's tests share is set up anew whenever they are returned to: those
+    named after the module first, then those that take least. Of files that take longer than ``SHORT`` only the ``PATROL``
+    shortest have a turn at first, so that what hundreds of alike tests run through is met by others before these.
     """
     table = lines.get(planted.file, {})
     told = set(table.get(str(planted.bug.line), ())) - {""}
@@ -157,9 +158,11 @@ def tests_for(planted: Planted, lines: dict[str, dict[str, list[str]]], seconds:
     for test in sorted(chosen, key=lambda test: (seconds[test], test)):
         files.setdefault(test.partition("::")[0], []).append(test)
     own = Path(planted.file).stem
-    ordered = sorted(files.items(), key=lambda entry: (own not in entry[0], seconds[entry[1][0]], entry[0]))
-    first = [test for _, tests in ordered for test in tests[:PATROL]]
-    return first + [test for _, tests in ordered for test in tests[PATROL:]]
+    takes = {file: sum(seconds[test] for test in tests) for file, tests in files.items()}
+    ordered = sorted(files, key=lambda file: (own not in file, takes[file], file))
+    turn = {file: len(files[file]) if takes[file] < SHORT else PATROL for file in ordered}
+    first = [test for file in ordered for test in files[file][: turn[file]]]
+    return first + [test for file in ordered for test in files[file][turn[file] :]]
 
 
 # ---- one bug --------------------------------------------------------------------------------------------------------
