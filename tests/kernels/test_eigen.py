@@ -58,7 +58,7 @@ def test_slack_and_residuals_cover_spectra_known_without_rounding(name: str) -> 
     assert float(found.residuals.max()) <= 50 * EPS * size
 
 
-@pytest.mark.parametrize("order", [2, 4, 8])
+@pytest.mark.parametrize("order", [2, 4])
 def test_residuals_cover_what_their_own_rounding_hides(order: int) -> None:
     """Small matrices have vectors whose residual comes out as zero beside a value that is not quite the true one."""
     h, hidden = hadamard(order), 0
@@ -260,7 +260,7 @@ def test_norms_lost_to_cancellation_are_computed_anew(monkeypatch: pytest.Monkey
     assert wrong_pivots(nearly_parallel) >= 5
 
 
-@pytest.mark.parametrize("exponent", [-200, -150, 150, 300])
+@pytest.mark.parametrize("exponent", [-900, -600, 600, 1000])
 def test_entries_whose_squares_leave_the_range_of_float64(exponent: int) -> None:
     plain = gaussian(7, 5, 3)
     found, expected = pivoted_qr(plain * 2.0**exponent, 3), pivoted_qr(plain, 3)
@@ -268,6 +268,8 @@ def test_entries_whose_squares_leave_the_range_of_float64(exponent: int) -> None
     assert torch.equal(found.q, expected.q)
     assert torch.equal(found.r, expected.r * 2.0**exponent)
     assert found.residual == expected.residual * 2.0**exponent
+    largest = torch.tensor([[1.7e308]], dtype=torch.float64)
+    assert torch.equal(pivoted_qr(largest).r, largest)
 
 
 def test_the_same_matrix_gives_the_same_bits_and_is_left_alone() -> None:

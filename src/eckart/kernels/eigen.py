@@ -105,7 +105,7 @@ def pivoted_qr(a: Tensor, rank: int | None = None) -> PivotedQR:
     if not 0 <= rank <= min(m, n):
         raise ValueError(f"a {m} x {n} matrix has no {rank} pivots: give a rank from 0 to {min(m, n)}")
     # By a power of two, which rounds nothing: squares of very small or large entries would leave the range of float64.
-    scale = 2.0 ** math.frexp(float(a.abs().max()) if a.numel() else 0.0)[1]
+    scale = 2.0 ** (math.frexp(float(a.abs().max()) if a.numel() else 0.0)[1] - 1)
     work = a / scale
     pivots = torch.arange(n, device=a.device)
     taus = work.new_zeros(rank)
