@@ -223,6 +223,21 @@ def test_no_exchange_gains_more_than_f() -> None:
             assert volume_of(a, [*inside[:i], j, *inside[i + 1 :]]) <= 1.1 * volume * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (4, 9)])
+def test_the_gain_of_an_exchange_is_the_ratio_of_volumes(shape: tuple[int, int]) -> None:
+    """Every exchange by LAPACK's singular values; from poor columns both terms of the formula count."""
+    for seed in range(5):
+        a = gaussian(*shape, seed)
+        a[:, 1] = a[:, 0] + 0.1 * a[:, 1]
+        ratios = {
+            (i, j): volume_of(a, [*range(i), 4 + j, *range(i + 1, 4)]) / volume_of(a, [0, 1, 2, 3])
+            for i, j in itertools.product(range(4), range(shape[1] - 4))
+        }
+        i, j, gain = PIVOTING._best_exchange(a[:, :4], a[:, 4:])
+        assert gain == pytest.approx(max(ratios.values()), rel=1e-9)
+        assert ratios[i, j] == pytest.approx(gain, rel=1e-9)
+
+
 def volume_of(a: Tensor, indices: list[int]) -> float:
     return float(np.prod(scipy.linalg.svdvals(float64(a)[:, indices])))
 
@@ -302,6 +317,7 @@ def test_vectors_are_those_of_lapack(name: str) -> None:
     assert float64(both.values) == pytest.approx(s, rel=1e-12, abs=1e-13 * s[0])
     for k in range(1, len(s) + 1):
         v, u = float64(both.vectors(k)), float64(both.T.vectors(k))
+        assert all((np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1) > 0).all() for x in (v, u))
         assert np.abs(v @ v.T - np.eye(k)).max() <= 1e-13
         assert np.abs(u @ u.T - np.eye(k)).max() <= 1e-13
         gap = s[k - 1] - (s[k] if k < len(s) else 0.0)

@@ -38,10 +38,12 @@ from eckart.linalg import (
     Rule,
     Sampled,
     StrongRRQR,
+    bounds_of,
     cur,
     interpolative,
     select,
 )
+from eckart.linalg.selected import Span
 from eckart.metric import Metric
 from eckart.operator import Factors, Product
 
@@ -346,6 +348,40 @@ def test_dependent_columns_and_rows_are_no_failure() -> None:
     assert np.linalg.norm(error_of(a, interpolated)) == pytest.approx(best, rel=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", [(60, 50), (50, 60)])
+def test_values_that_only_rounding_left_count_for_nothing(
+    shape: tuple[int, int], seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifteen columns that five others make up, of a matrix of full rank: their directions beyond five are rounding."""
+    a = gaussian(*shape, seed)
+    a[:, 5:20] = a[:, :5] @ gaussian(5, 15, seed + 50)
+    w, own = float64(a), tuple(range(20))
+    q = np.linalg.qr(w[:, :5])[0]
+    rows = scipy.linalg.orth(w[20:32].T)
+    size = np.linalg.norm(w)
+
+    def excess() -> list[float]:
+        """Squared errors of columns, of columns and rows, and of the transpose by rows and columns, above the least."""
+        by_columns = np.linalg.norm(w - q @ (q.T @ w)) ** 2
+        by_both = np.linalg.norm(w - q @ (q.T @ w @ rows) @ rows.T) ** 2
+        others = Given(tuple(range(20, 32)))
+        fits = [
+            interpolative(a, 20, Given(own)),
+            cur(a, 20, columns=Given(own), rows=others, row_count=12),
+        ]
+        turned = cur(a.T.contiguous(), 12, columns=others, rows=Given(own), row_count=20)
+        errors = [*(error_of(a, fit) for fit in fits), error_of(a.T, turned)]
+        return [
+            float(np.linalg.norm(e) ** 2 - best) / size**2
+            for e, best in zip(errors, (by_columns, by_both, by_both), strict=True)
+        ]
+
+    assert np.abs(excess()).max() <= 1e-12
+    monkeypatch.setattr(Span, "noise", 0.0)
+    assert max(excess()) > 1e-6
+
+
 def test_the_rounding_of_two_factors_into_one_is_in_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are those of U R, which float64 rounds; the error of what is stored, in exact fractions, stays below ``upper``."""
     from fractions import Fraction
@@ -364,6 +400,21 @@ def test_the_rounding_of_two_factors_into_one_is_in_the_bounds(monkeypatch: pyte
     energy = sum((x - y) ** 2 for r, s in zip(exact[0], product, strict=True) for x, y in zip(r, s, strict=True))
     assert energy <= Fraction(fit.bounds[0].upper) ** 2
     assert fit.bounds[0].achieved <= fit.bounds[0].upper
+
+
+@pytest.mark.parametrize("counts", [(3, 5), (5, 3)])
+def test_what_that_rounding_may_be_counts_as_the_metric_says(counts: tuple[int, int]) -> None:
+    """Each upper figure is that of two factors, and five products of the norms' sizes in units of rounding above it."""
+    a = gaussian(8, 9).to(torch.float32)
+    weights = torch.logspace(-3, 3, 9, dtype=torch.float64)
+    metric = Metric("scale", weights)
+    fit = cur(a, counts[0], rows=PivotedQR(), row_count=counts[1], metric=metric)
+    left, core, right = (t.to(torch.float64) for t in factors(fit))
+    op = Factors(left, core @ right) if counts[0] < counts[1] else Factors(left @ core, right)
+    rounding = 5 * EPS * float(left.norm() * core.norm() * right.norm())
+    for bound, of_two, reach in zip(fit.bounds, bounds_of(a, op, metric), (1e3, 1.0, 1.0), strict=True):
+        assert bound.upper - of_two.upper == pytest.approx(rounding * reach, rel=0.05)
+        assert (bound.lower, bound.achieved) == (of_two.lower, of_two.achieved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -79,7 +79,7 @@ def _root_factor(c: Tensor, diagonal: Tensor, indices: Tensor, grain: float) -> 
     lengths = diagonal[indices].sqrt()
     unit = c / torch.where(lengths > 0, lengths, torch.ones_like(lengths))  # (n, r)
     core = unit[indices] / torch.where(lengths > 0, lengths, torch.ones_like(lengths))[:, None]
-    values, vectors = torch.linalg.eigh((core + core.T) / 2)
+    values, vectors = torch.linalg.eigh(core)
     if float(values[0]) < -n * max(grain, SAFETY * EPS):
         raise ValueError(
             f"the {n} x {n} matrix is not positive semidefinite: its core has the eigenvalue {float(values[0]):.3g}"
