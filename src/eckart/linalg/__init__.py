@@ -24,8 +24,9 @@ from eckart.kernels.selection import (
 from eckart.kernels.svd import SVD, fix_signs, singular_values, svd
 from eckart.kernels.symmetric import psd_root
 from eckart.linalg.batch import truncated_svds
+from eckart.linalg.certified import bounds_of
 from eckart.linalg.cur import cur, interpolative
-from eckart.linalg.enclosure import Optimum, bounds_of, measured_bounds
+from eckart.linalg.enclosure import Optimum, measured_bounds
 from eckart.linalg.incremental import Directions, RowStream
 from eckart.linalg.nystrom import generalised_nystrom, nystrom
 from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration

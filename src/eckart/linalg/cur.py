@@ -12,7 +12,7 @@ from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.selection import Candidates, Rule
 from eckart.kernels.svd import EPS
-from eckart.linalg.enclosure import PLAIN, bounds_of
+from eckart.linalg.certified import PLAIN, bounds_of
 from eckart.linalg.factors import image
 from eckart.linalg.selected import (
     BOUNDS,

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from eckart.bound import Bound
 from eckart.kernels.norms import SpectralNorm, frobenius_norm
-from eckart.kernels.svd import EPS, LAPACK_SIDE, SAFETY, SVD, singular_values
+from eckart.kernels.svd import EPS, SAFETY, SVD
 from eckart.linalg.factors import Basis
 from eckart.linalg.remainder import Formed, Implicit, Remainder
 from eckart.metric import Metric
@@ -98,26 +98,6 @@ def implicit_bounds(
         own = _posterior(inside, metric.whiten(op.right), scaled, inside.spectral_norm(rng))
         bounds.insert(0, _as_seen(metric.name, inside, own))
     return (*bounds, _spectral(plainly, enclosed, plain))
-
-
-def bounds_of(
-    target: Tensor, op: Factors, metric: Metric = PLAIN, *, rng: Generator | None = None
-) -> tuple[Bound, ...]:
-    """``measured_bounds`` of any approximation of low rank, however it was found.
-
-    Up to a smaller side of 1024, and in full metrics, the target is decomposed for it and ``lower`` is certain; else ``lower``
-    comes from the approximation itself.
-
-    >>> w = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
-    >>> kept = Factors(w[:, 1:2].contiguous(), torch.tensor([[0.0, 1.0, 0.0]]))  # the second direction alone
-    >>> [round(x, 5) for x in (lambda b: (b.lower, b.achieved))(bounds_of(w, kept)[0])]
-    [2.23607, 3.16228]
-    """
-    optimum = None
-    if min(target.shape) <= LAPACK_SIDE or not metric.is_diagonal:
-        whitened = metric.singular_values(target)
-        optimum = Optimum(whitened, whitened if metric.is_plain else singular_values(target))
-    return measured_bounds(target, op, metric, optimum, rng=rng or Generator().manual_seed(0))
 
 
 def _exact(found: SVD, rank: int) -> _Floors:

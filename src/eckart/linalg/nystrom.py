@@ -9,7 +9,7 @@ from eckart.fit import Fit
 from eckart.kernels.panels import panels
 from eckart.kernels.selection import Candidates, Rule
 from eckart.kernels.svd import EPS, SAFETY, fix_signs
-from eckart.linalg.enclosure import bounds_of
+from eckart.linalg.certified import bounds_of
 from eckart.linalg.selected import (
     BOUNDS,
     BY_DEIM,

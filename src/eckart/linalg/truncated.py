@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.fit import Fit
+from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.linalg.implicit import ImplicitTruncation
 from eckart.linalg.routes import Automatic, Route
@@ -17,7 +18,6 @@ from eckart.operator import Dense, Operator
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
 FIRST_GUESS = 16  # the rank at which the search for one that is good enough begins
-PLAIN = Metric.plain()
 AUTOMATIC = Automatic()
 
 
