@@ -81,8 +81,11 @@ def by_route(name: str) -> Callable[[Problem], Fit]:
 
 
 def of_operator(p: Problem) -> Fit:
-    part = gaussian(*p.matrix.shape, p.seed)
-    op = Sum((Dense(p.matrix.double() - part), Dense(part)))
+    """A sum of terms that are far larger, in halves whose sum is exact."""
+    w = p.matrix.double()
+    part = torch.round(gaussian(*w.shape, p.seed) * 100) * float(w.abs().max())
+    high = (w + part) - part  # w as far as it stands beside the other
+    op = Sum((Dense(high + part), Dense(-part), Dense(w - high)))
     return truncated_svd(op, p.rank, metric=p.metric, dtype=p.dtype, rng=generator(p.seed))
 
 

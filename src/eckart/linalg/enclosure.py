@@ -154,7 +154,7 @@ def _posterior(residual: Remainder, right: Tensor, basis: Basis, enclosed: Spect
     probability, is deterministic. The (r + 1)st singular value is at least that of W seen through Q and a few more directions.
     """
     size, slack, right = residual.size, residual.slack, right.to(torch.float64)
-    grain = SAFETY * EPS * max(residual.shape) * residual.scale
+    grain = SAFETY * EPS * max(residual.shape) * residual.reach
     length = float(torch.linalg.vector_norm(basis.image))
     miss = basis.image - basis.coordinates @ right  # what rounding of the right factor left within the span
     beside = float(torch.linalg.vector_norm(miss))

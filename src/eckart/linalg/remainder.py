@@ -37,6 +37,10 @@ class Remainder(Protocol):
         """The Frobenius norm of W."""
 
     @property
+    def reach(self) -> float:
+        """What rounding in products with W is relative to: its Frobenius norm, or more where it is a sum whose terms cancel."""
+
+    @property
     def size(self) -> float:
         """The Frobenius norm of E as computed."""
 
@@ -84,6 +88,11 @@ class Formed:
     def eps(self) -> float:
         """That of ``dtype``."""
         return torch.finfo(self.dtype).eps
+
+    @property
+    def reach(self) -> float:
+        """The norm of the target."""
+        return self.scale
 
     @cached_property
     def error(self) -> Tensor:
@@ -157,6 +166,11 @@ class Weighed:
         """That of the error."""
         return torch.finfo(self.error.dtype).eps
 
+    @property
+    def reach(self) -> float:
+        """The norm of the target."""
+        return self.scale
+
     @cached_property
     def size(self) -> float:
         """The Frobenius norm of the error."""
@@ -224,8 +238,12 @@ class Implicit:
     def slack(self) -> float:
         """That of the difference, and of the products with the target: relative to what its parts are before they cancel."""
         op = Factors(self._factors.left, self._weighed(self._factors.right))
-        reach = 1.0 if self.weights is None else float(self.weights.abs().max())
-        return _rounding(op, self.scale, self.eps) + sum(self.shape) * self.eps * reach * magnitude(self._wide)
+        return _rounding(op, self.scale, self.eps) + sum(self.shape) * self.eps * self.reach
+
+    @cached_property
+    def reach(self) -> float:
+        """The sum of the norms of what the target is composed of."""
+        return magnitude(self._wide) * (1.0 if self.weights is None else float(self.weights.abs().max()))
 
     def times(self, x: Tensor) -> Tensor:
         """``E @ x``."""
