@@ -368,6 +368,14 @@ def test_a_product_never_forms_the_matrix(name: str) -> None:
         assert SIDE <= largest.numbers <= most
 
 
+def test_a_group_wider_than_the_matrix_costs_nothing() -> None:
+    """A setting comes from a file: it may name any number of columns."""
+    op = codes(5, 4, 3, 10**6, torch.float32)
+    with Largest(op) as largest:
+        op @ torch.ones(4)
+    assert largest.numbers <= 5 * 8
+
+
 def test_the_measure_of_the_largest_tensor_sees_a_formed_matrix() -> None:
     op = Kronecker(dense(64, 64, torch.float32), dense(64, 64, torch.float32))
     with Largest(op) as largest:

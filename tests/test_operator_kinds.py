@@ -66,6 +66,14 @@ def test_what_stores_nothing_is_dense_in_the_dtype_of_the_others(dtype: torch.dt
     assert Product((meta, shuffle)).dense().device.type == Sum((shuffle, meta)).dense().device.type == "meta"
 
 
+def test_what_stores_something_keeps_its_own_dtype() -> None:
+    """The last bit of a float64 term is not lost to a float32 one before it."""
+    narrow, wide = Dense(torch.zeros(1, 1)), Dense(torch.tensor([[1 + EPS]], dtype=torch.float64))
+    for op in (Sum((narrow, wide)), Sum((wide, narrow))):
+        assert float(op.dense()) == 1 + EPS
+    assert float(Kronecker(Dense(torch.ones(1, 1)), wide).dense()) == 1 + EPS
+
+
 # ---- Kronecker products -----------------------------------------------------------------------------------------------
 
 
@@ -232,6 +240,11 @@ def test_entries_in_any_order_and_twice_add_up() -> None:
 def test_indices_are_as_narrow_as_they_may_be(count: int, dtype: torch.dtype) -> None:
     op = Sparse.of(torch.ones(count, 1), torch.ones(count, 1, dtype=torch.bool))
     assert (op.columns.dtype, op.offsets.dtype) == (torch.int16, dtype)
+    assert Sparse.of(torch.ones(2, count), torch.ones(2, count, dtype=torch.bool)).offsets.tolist() == [
+        0,
+        count,
+        2 * count,
+    ]
     wide = Sparse.of(torch.ones(1, count + 1), torch.arange(count + 1)[None] == count)
     assert wide.columns.tolist() == [count]
     assert float((wide @ torch.arange(count + 1.0))[0]) == count

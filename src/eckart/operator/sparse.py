@@ -125,7 +125,7 @@ def _times(values: Tensor, columns: Tensor, offsets: Tensor, x: Tensor) -> Tenso
     A bag of embeddings is the one product of torch that is made of these without a copy of x for every entry, adds up in
     one order, and has gradients for both.
     """
-    wide = torch.int64 if torch.int64 in (columns.dtype, offsets.dtype) else torch.int32
+    wide = torch.promote_types(torch.promote_types(columns.dtype, offsets.dtype), torch.int32)
     table = x[:, None] if x.ndim == 1 else x
     product = F.embedding_bag(
         columns.to(wide),
