@@ -31,6 +31,7 @@ from eckart.linalg.incremental import Directions, RowStream
 from eckart.linalg.nystrom import generalised_nystrom, nystrom
 from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration
 from eckart.linalg.selected import select
+from eckart.linalg.tensor import kronecker_sum, tensor_train, tucker
 from eckart.linalg.truncated import ACCURACY, truncated_svd
 from eckart.linalg.truncation import Truncation
 
@@ -81,6 +82,7 @@ __all__ = [
     "hadamard_transform",
     "interpolative",
     "inverse_root",
+    "kronecker_sum",
     "measured_bounds",
     "nearest_supported",
     "newton_inverse_root",
@@ -97,6 +99,8 @@ __all__ = [
     "supported",
     "svd",
     "symmetric_eigen",
+    "tensor_train",
     "truncated_svd",
     "truncated_svds",
+    "tucker",
 ]
