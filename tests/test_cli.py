@@ -17,6 +17,7 @@ from runs import CALIBRATED, calibration_text, cli, executable, tiny
 from typer.main import get_command
 
 import eckart
+from eckart.cli.commands import parse_size
 from eckart.cli.main import app
 from eckart.cli.reports import print_recipes, print_spectra
 from eckart.model.walk import Walk
@@ -299,3 +300,21 @@ def test_a_plan_says_how_much_room_hidden_states_take(
     monkeypatch.setattr(Walk, "_finish", watched)
     assert cli(*command, *text, "--restart").code == 0
     assert most == planned["scratch_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("7", 7),
+        ("7b", 7),
+        ("2kB", 2_000),
+        ("12MB", 12_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("1TB", 10**12),
+        ("3KiB", 3_072),
+        ("2 MiB", 2_097_152),
+        ("1.5GiB", 1_610_612_736),
+    ],
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert parse_size(text) == size

@@ -1,6 +1,7 @@
 """Subspace iteration against spectra that are known, and the guards without which it would fail silently."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from market import gaussian, generator, orthonormal, with_spectrum
 from torch import Tensor
 
 from eckart.kernels import randomized
-from eckart.kernels.randomized import Subspace, conditioned, leading_subspace
+from eckart.kernels.randomized import STEPS, InMemory, Subspace, conditioned, leading_subspace
 
 SIDE = 240
 INDEX = torch.arange(1, SIDE + 1, dtype=torch.float64)
@@ -134,3 +135,43 @@ def test_zero_columns_are_no_obstacle() -> None:
     q = conditioned(y).numpy()
     assert bool(np.isfinite(q).all())
     assert np.linalg.norm(q @ (q.T @ y.numpy()) - y.numpy()) <= 1e-4 * math.sqrt(120)
+
+
+@dataclass
+class Counted:
+    """The products of a tensor, counted."""
+
+    inner: InMemory
+    products: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.inner.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    @property
+    def narrows(self) -> bool:
+        return self.inner.narrows
+
+    def times(self, x: Tensor, *, narrow: bool) -> Tensor:
+        self.products += 1
+        return self.inner.times(x, narrow=narrow)
+
+    def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
+        self.products += 1
+        return self.inner.transposed_times(y, narrow=narrow)
+
+
+def test_who_does_not_converge_is_given_up_after_the_steps() -> None:
+    """Values that hardly fall, and an accuracy beyond reach: eight steps of two products each, no more."""
+    a = Counted(InMemory(with_spectrum(300, SIDE, INDEX**-0.1).to(torch.float32)))
+    assert leading_subspace(a, 5, accuracy=1e-5, rng=generator(), energy=float((INDEX**-0.2).sum())) is None
+    assert a.products == 2 * STEPS
+
+
+def test_the_energy_of_products_must_be_given() -> None:
+    with pytest.raises(ValueError, match="the energy of a matrix that is known by products must be given"):
+        leading_subspace(InMemory(gaussian(9, 8)), 2, accuracy=1e-2, rng=generator())

@@ -10,9 +10,8 @@ from torch import Generator, Tensor
 
 from eckart.kernels.paley import LARGEST, has_order, paley
 
-RADIX_BITS = (
-    5  # dense factors of at most 32: products with them are faster than butterflies, which only pass through memory
-)
+# Dense factors of at most 32: products with them are faster than butterflies, which only pass through memory.
+RADIX_BITS = 5
 PANEL = 1 << 18  # entries at once, which stay in the cache between the factors
 
 
