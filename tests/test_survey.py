@@ -8,6 +8,7 @@ import pytest
 import torch
 from market import lapack_values
 from runs import calibration_text, tiny
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -87,3 +88,19 @@ def test_the_expected_loss_is_the_formula(model: Path, tmp_path: Path, kind: str
         assert predicted_error(run, target, 7) == pytest.approx(ratio, rel=1e-4)
         assert predicted_error(run, target, None) == 0.0
     run.journal.close()
+
+
+def test_a_matrix_of_zeros_has_no_error_to_expect(tmp_path: Path) -> None:
+    """The share of nothing is nothing, not all of it."""
+    folder = tiny(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    dead = "model.layers.0.mlp.up_proj.weight"
+    tensors[dead] = torch.zeros_like(tensors[dead])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    for recipe in (svd(), svd_llm(EqualMarginalLoss())):
+        run = opened(folder, tmp_path / recipe.metric.__class__.__name__, recipe)
+        if run.walk is not None:
+            survey(run)
+        target = next(t for t in run.targets if t.name == dead.removesuffix(".weight"))
+        assert predicted_error(run, target, 3) == 0.0
+        run.journal.close()
