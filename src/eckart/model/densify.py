@@ -28,7 +28,7 @@ from eckart.model.quantizer import METHOD
 from eckart.model.run import Progress, environment, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.tensorfile import TensorSpec, write
-from eckart.operator import Blueprint, Operator, describe, rebuild
+from eckart.operator import Blueprint, Operator, in_dtype
 
 
 class OperatorModules:
@@ -140,8 +140,7 @@ def _write_dense(
         op = modules.read(first[name])
         stored = next(iter(op.tensors().values())).dtype
         wide = torch.promote_types(stored, torch.float32)
-        widened = {n: t.to(wide) if t.is_floating_point() else t for n, t in op.tensors().items()}
-        product = rebuild(describe(op), widened).dense().to(stored)
+        product = in_dtype(op, wide).dense().to(stored)
         return (product.T if first[name] in transposed else product).contiguous()
 
     made = journal.path(FOLDER)
