@@ -52,7 +52,6 @@ class OperatorModules:
         for name, spec in modules.items():
             try:
                 entry = read_entry(spec)
-                entry.sketch()  # its shapes fit each other
             except ValueError as error:
                 raise EckartError(f"{checkpoint.folder / 'config.json'} is damaged: it gives {name} {error}") from error
             layout = tuple(entry.shapes)

@@ -16,54 +16,47 @@ MOST_NUMBERS = 2**48  # in one tensor: no file holds as many, and sizes beyond o
 
 @dataclass(frozen=True)
 class Entry:
-    """The record of an operator and the shapes of its tensors by name; ``dtypes`` has those that are no floating numbers.
+    """The record of an operator, its shape, and those of its tensors by name, in the operator's order.
 
-    Of floating numbers the module decides the dtype, as of all its parameters.
+    ``dtypes`` has the tensors that are no floating numbers. Of floating ones the module decides the dtype, as of all its
+    parameters.
     """
 
     record: Record
+    shape: tuple[int, int]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
 
-    def sketch(self, dtype: torch.dtype | None = None) -> Operator:
-        """The operator on tensors without content.
-
-        Raises ``ValueError`` if the shapes do not make such an operator.
-        """
-        tensors = {
-            name: torch.empty(shape, dtype=self.dtypes.get(name, dtype), device="meta")
-            for name, shape in self.shapes.items()
-        }
-        return Blueprint.of(self.record).build(tensors)
-
 
 def read_entry(entry: object) -> Entry:
-    """The value of an entry from a file; shapes are in the order of the operator's tensors.
+    """The value of an entry from a file.
 
     ``operator`` is the name of a kind that has nothing but tensors, or else a record.
 
-    Raises ``ValueError`` if it is none.
+    Raises ``ValueError`` if it is none; the sentence goes on where one says "it gives the module".
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("shapes"), Mapping):
         raise ValueError("no operator with the shapes of its tensors")
-    operator, shapes, dtypes = entry.get("operator"), entry["shapes"], entry.get("dtypes", {})
+    operator, given, codes = entry.get("operator"), entry["shapes"], entry.get("dtypes", {})
     if not isinstance(operator, Mapping) and operator not in sorted(PLAIN):
         known = ", ".join(kind for kind in KINDS if kind in PLAIN)
         raise ValueError(f"the operator {operator!r}; known are {known}, and others by their records")
-    record = operator if isinstance(operator, Mapping) else {"kind": operator}
-    blueprint = Blueprint.of(record)
-    blueprint.check_names(shapes)
-    if not isinstance(dtypes, Mapping) or any(
-        name not in shapes or not isinstance(code, str) or code not in DTYPES for name, code in dtypes.items()
+    if not all(map(_is_shape, given.values())):
+        raise ValueError("shapes that are no lists of sizes")
+    if not isinstance(codes, Mapping) or any(
+        name not in given or not isinstance(code, str) or code not in DTYPES for name, code in codes.items()
     ):
         raise ValueError(f"dtypes that are not known or of tensors that are not there; known are {', '.join(DTYPES)}")
-    if not all(map(_is_shape, shapes.values())):
-        raise ValueError("shapes that are no lists of sizes")
-    return Entry(
-        record,
-        {name: tuple(shapes[name]) for name in blueprint.names()},
-        {name: DTYPES[code] for name, code in dtypes.items()},
-    )
+    dtypes = {name: DTYPES[code] for name, code in codes.items()}
+    record = operator if isinstance(operator, Mapping) else {"kind": operator}
+    try:
+        blueprint = Blueprint.of(record)
+        blueprint.check_names(given)
+        shapes = {name: tuple(given[name]) for name in blueprint.names()}
+        empty = {name: torch.empty(s, dtype=dtypes.get(name), device="meta") for name, s in shapes.items()}
+        return Entry(record, blueprint.build(empty).shape, shapes, dtypes)
+    except ValueError as error:
+        raise ValueError(f"no proper operator: {error}") from error
 
 
 def entry_of(op: Operator) -> dict[str, object]:

@@ -90,13 +90,12 @@ def put_operator(model: nn.Module, name: str, entry: object) -> None:
     except AttributeError as error:
         raise EckartError(f"config.json names the module {name}, which {type(model).__name__} does not have") from error
     try:
-        new_entry = read_entry(entry)
-        rows, columns = new_entry.sketch().shape
+        read = read_entry(entry)
     except ValueError as error:
         raise EckartError(f"config.json gives {name} {error}") from error
     parent, _, leaf = name.rpartition(".")
     dtype = next(old.parameters()).dtype
-    record, shapes, dtypes = new_entry.record, new_entry.shapes, new_entry.dtypes
+    record, shapes, dtypes = read.record, read.shapes, read.dtypes
     new: nn.Module
     with torch.device("meta"):
         if isinstance(old, nn.Embedding):
@@ -109,7 +108,8 @@ def put_operator(model: nn.Module, name: str, entry: object) -> None:
             new = OperatorLinear(record, width, entries, shapes, bias=old.bias is not None, dtype=dtype, dtypes=dtypes)
         else:
             raise EckartError(f"config.json gives {name} an operator, but a {type(old).__name__} is no linear map")
-    if (rows, columns) != (entries, width):
+    if read.shape != (entries, width):
+        rows, columns = read.shape
         raise EckartError(
             f"config.json gives {name} an operator of {rows} x {columns}, where {entries} x {width} belong"
         )

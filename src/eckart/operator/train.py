@@ -46,7 +46,7 @@ class TensorTrain:
     @property
     def shape(self) -> tuple[int, int]:
         """The products of the m_k and of the n_k."""
-        return prod(core.shape[1] for core in self.cores), prod(core.shape[2] for core in self.cores)
+        return prod([core.shape[1] for core in self.cores]), prod([core.shape[2] for core in self.cores])
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -63,9 +63,10 @@ class TensorTrain:
         rows, rest = 1, x.numel()
         # Rows made so far, the rank open to the right, the columns still to be summed over with those of x.
         state = x.reshape(1, 1, rest)
-        for i, (r, m, n, s) in enumerate(core.shape for core in self.cores):
-            rest = prod(core.shape[2] for core in self.cores[i + 1 :]) * x.shape[1:].numel()
-            state = torch.einsum("iajk,amjs->imsk", state.reshape(rows, r, n, rest), self.cores[i])
+        for i, core in enumerate(self.cores):
+            r, m, n, s = core.shape
+            rest = prod([later.shape[2] for later in self.cores[i + 1 :]]) * x.shape[1:].numel()
+            state = torch.einsum("iajk,amjs->imsk", state.reshape(rows, r, n, rest), core)
             rows *= m
             state = state.reshape(rows, s, rest)
         return state.reshape(rows, *x.shape[1:])
