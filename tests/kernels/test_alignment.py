@@ -61,12 +61,14 @@ def angles(count: int) -> np.ndarray:
 def test_in_the_plane_no_angle_does_better(seed: int) -> None:
     """All rotations, and all reflections, on a grid: brute force."""
     a, b = gaussian(5, 2, seed), gaussian(5, 2, seed + 1)
-    t = angles(7200)
+    t = angles(720)
     turns = np.stack([np.stack([np.cos(t), -np.sin(t)], 1), np.stack([np.sin(t), np.cos(t)], 1)], 1)
     proper = np.linalg.norm(a.numpy() @ turns - b.numpy(), axis=(1, 2)).min()
     mirrored = np.linalg.norm(a.numpy() @ turns @ np.diag([1, -1]) - b.numpy(), axis=(1, 2)).min()
-    assert procrustes(a, b, proper=True).error == pytest.approx(proper, rel=1e-5)
-    assert procrustes(a, b).error == pytest.approx(min(proper, mirrored), rel=1e-5)
+    # Half a step of the grid away from the best angle the square of the error is more by less than this.
+    miss = float(a.norm() * b.norm()) * (np.pi / 720) ** 2
+    for best, found in ((proper, procrustes(a, b, proper=True)), (min(proper, mirrored), procrustes(a, b))):
+        assert best**2 - miss - 1e-12 <= found.error**2 <= best**2 + 1e-12
 
 
 @pytest.mark.parametrize("n", [3, 4])
@@ -122,7 +124,7 @@ def cheapest(cost: np.ndarray) -> int:
     return min(sum(int(table[i, j]) for i, j in enumerate(js)) for js in itertools.permutations(range(n), m))
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 10**6))
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10**6))
 def test_no_pairing_is_cheaper(m: int, n: int, seed: int) -> None:
     cost = torch.randint(-20, 21, (m, n), generator=generator(seed))
     found = assignment(cost)
