@@ -114,6 +114,13 @@ def test_a_worked_example() -> None:
     assert fit.op.left.tolist() == [[2.0], [1.0]]
 
 
+def test_columns_of_the_factor_fall_with_the_core_and_their_signs_are_fixed() -> None:
+    """[[8, 2], [2, 2]] with unit diagonal has values 3/2 along (1, 1) and 1/2 along (1, -1)."""
+    fit = nystrom(torch.tensor([[8.0, 2.0], [2.0, 2.0]], dtype=torch.float64), 2)
+    expected = np.array([[2.0, 2.0], [1.0, -1.0]]) * np.sqrt([1.5, 0.5])
+    assert float64(fit.op.tensors()["left"]) == pytest.approx(expected, rel=1e-14)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 8])
 @pytest.mark.parametrize("extra", [0, 4])
 def test_a_matrix_of_that_rank_is_recovered(rank: int, extra: int) -> None:
@@ -186,6 +193,8 @@ def test_what_is_not_symmetric_positive_semidefinite_is_refused() -> None:
         nystrom(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 1)
     with pytest.raises(ValueError, match="an entry is above the mean of its diagonal ones"):
         nystrom(torch.diag(torch.tensor([1.0, -1.0])), 1)
+    with pytest.raises(ValueError, match="not positive semidefinite"):
+        nystrom(torch.tensor([[-1.0]]), 1)
     far = torch.tensor([[1.0, 0.9, -0.9], [0.9, 1.0, 0.9], [-0.9, 0.9, 1.0]])
     with pytest.raises(ValueError, match=r"its core has the eigenvalue -0\.8"):
         nystrom(far, 3)
