@@ -36,7 +36,8 @@ def solve(curves: Sequence[Points], budget: int, incumbent: Sequence[int], nodes
     Curve by curve, partial solutions are extended by every choice. Those go that another beats in both cost and loss, and
     those whose bound (the relaxed optimum of the curves to come within what is left of the budget) is no less than the best
     loss found. Each is also completed along the hulls. ``nodes`` is how many may be looked at in all: half of them shared out
-    equally, and of what is to spare every curve may take a quarter. Where that is too little those of least bound stay.
+    equally, and of what is to spare every curve may take a quarter. Where that is too little those of least bound
+    stay, one at least.
 
     >>> curves = [([1, 2, 3], [9, 5, 0]), ([2, 4, 7], [8, 3, 1]), ([1, 5], [4, 0])]
     >>> solve(curves, 9, incumbent=[0, 0, 0], nodes=100)
@@ -74,6 +75,8 @@ def solve(curves: Sequence[Points], budget: int, incumbent: Sequence[int], nodes
                 at = _trace(cores, [*trail, (block.parent, block.choice)], i, back)
             blocks.append(_undominated(block, best))
         partial = _undominated(_Partial.joined(blocks), best)
+        if not len(partial.cost):
+            break
         trail.append((partial.parent, partial.choice))
     return Solved(at, best, min(best, dropped))
 
