@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from eckart.kernels.checked import finite_matrix
 from eckart.kernels.panels import panels
 
 # Up to this smaller side LAPACK decomposes the matrix itself; above, the float64 Gram matrix is several times
@@ -103,7 +104,7 @@ def svd(a: Tensor, lapack_side: int | None = None) -> SVD:
 
     Raises ``ValueError`` if ``a`` is not a matrix or holds NaN or infinity.
     """
-    a = _checked(a)
+    a = finite_matrix(a)
     m, n = a.shape
     if min(m, n) == 0:
         return _empty(a)
@@ -123,7 +124,7 @@ def singular_values(a: Tensor, lapack_side: int | None = None) -> SVD:
     >>> singular_values(torch.eye(3)).s.round(decimals=9).tolist()
     [1.0, 1.0, 1.0]
     """
-    a = _checked(a)
+    a = finite_matrix(a)
     m, n = a.shape
     if min(m, n) == 0:
         return _empty(a)
@@ -151,14 +152,6 @@ def smaller_gram(a: Tensor) -> Tensor:
 def _empty(a: Tensor) -> SVD:
     none = a.new_zeros(len(a), 0, dtype=torch.float64)
     return SVD(u=none, s=none.new_zeros(0), slack=0.0, slack_sq=0.0)
-
-
-def _checked(a: Tensor) -> Tensor:
-    if a.ndim != 2:
-        raise ValueError(f"a matrix is wanted, not a tensor of shape {tuple(a.shape)}")
-    if not bool(torch.isfinite(a).all()):
-        raise ValueError(f"the {a.shape[0]} x {a.shape[1]} matrix holds NaN or infinity")
-    return a
 
 
 def _lapack(a: Tensor) -> tuple[Tensor, Tensor]:
