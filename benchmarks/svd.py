@@ -173,7 +173,6 @@ METHODS: dict[str, Callable[[Tensor, int], Result]] = {
 
 def measured(case: Case, method: str, matrix: Path, repeats: int) -> dict[str, Any]:
     """One method on one case, in this process."""
-    torch.set_num_threads(1)
     a = torch.from_numpy(np.load(matrix))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds, wall = [], []
@@ -295,6 +294,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="write the table and measure nothing")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     if arguments.one:
         name, method, matrix = arguments.one
         case = next(case for case in cases() if case.name == name)
