@@ -76,7 +76,7 @@ class FactoredTruncation:
         """The best approximation of this rank, which may be above that of the target."""
         checked_rank(rank, self.target.shape)
         u = completed(self.optimum[0].u[:, :rank], rank)
-        op, _ = stored(u, self.target, u.T @ self.target.left @ self.target.right, dtype)
+        op, _ = stored(u, self.target, dtype)
         return Fit(op=op, bounds=self._bounds(op), how=f"exact, by the factors: their rank is {self.target.rank}")
 
     def tails(self, rank: int, rng: Generator) -> Tensor:

@@ -57,13 +57,16 @@ def image(q: Tensor, w: Tensor | Operator) -> Tensor:
     return found
 
 
-def stored(u: Tensor, target: Tensor | Operator, uw: Tensor, dtype: torch.dtype) -> tuple[Factors, Basis]:
-    """Factors in ``dtype`` for the projection of ``target`` (m, n) on the columns of ``u`` (m, r), ``uw`` being ``u.T @ target``.
+def stored(
+    u: Tensor, target: Tensor | Operator, dtype: torch.dtype, seen: Tensor | None = None
+) -> tuple[Factors, Basis]:
+    """Factors in ``dtype`` for the projection of ``target`` (m, n) on the columns of ``u`` (m, r), and the basis of the left one.
 
-    The left factor is rounded first and the right one solved for it, which takes back most of the first
-    rounding; the minimiser for a given left factor is the same in every metric.
+    ``seen`` is ``u.T @ target``, nearly, where that is known already. The left factor is rounded first and the right one
+    solved for it, which takes back most of the first rounding; the minimiser for a given left factor is the same in every metric.
     """
-    left = (u.to(torch.float64) * _lengths(uw.to(torch.float64), dtype)).to(dtype).contiguous()
+    u = u.to(torch.float64)
+    left = (u * _lengths(image(u, target) if seen is None else seen, dtype)).to(dtype).contiguous()
     basis = Basis.of(left, target)
     return Factors(left, basis.right().to(dtype).contiguous()), basis
 
@@ -75,8 +78,8 @@ def _lengths(right: Tensor, dtype: torch.dtype) -> Tensor:
     which the matrix is no larger than the rounding of ``dtype`` is not shortened further: what rounding leaves there would
     have to be met by an enormous row.
     """
-    sizes = torch.linalg.vector_norm(right, dim=1)
-    grain = torch.finfo(dtype).eps * torch.linalg.vector_norm(right) / max(1, min(right.shape)) ** 0.5
+    sizes = torch.linalg.vector_norm(right, dim=1, dtype=torch.float64)
+    grain = torch.finfo(dtype).eps * torch.linalg.vector_norm(sizes) / max(1, min(right.shape)) ** 0.5
     sizes = sizes.clamp(min=float(grain))
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes)).sqrt()
 

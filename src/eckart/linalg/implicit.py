@@ -13,7 +13,7 @@ from eckart.fit import Fit
 from eckart.kernels.randomized import Subspace
 from eckart.kernels.svd import fix_signs
 from eckart.linalg.enclosure import implicit_bounds
-from eckart.linalg.factors import image, stored
+from eckart.linalg.factors import stored
 from eckart.linalg.remainder import magnitude, norm_of
 from eckart.linalg.routes import Route
 from eckart.linalg.truncation import Truncation, checked_rank, energies_left, seeded
@@ -91,8 +91,7 @@ class ImplicitTruncation:
         if found is None:
             fit = self._formed.fit(rank, dtype=dtype, rng=rng)
             return Fit(op=fit.op, bounds=fit.bounds, how=f"{fit.how}; the operator was formed for it")
-        u = fix_signs(found.u).to(torch.float64)
-        op, basis = stored(u, self.target, image(u, self.target), dtype)
+        op, basis = stored(fix_signs(found.u), self.target, dtype)
         return Fit(op=op, bounds=implicit_bounds(self.target, op, self.metric, basis, rng=rng), how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:

@@ -14,7 +14,7 @@ from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.randomized import InMemory, Subspace
 from eckart.kernels.svd import fix_signs, singular_values
 from eckart.linalg.enclosure import Optimum, measured_bounds
-from eckart.linalg.factors import completed, image, stored
+from eckart.linalg.factors import completed, stored
 from eckart.linalg.routes import Automatic, Route
 from eckart.metric import Metric
 
@@ -69,15 +69,14 @@ class Truncation:
         """
         checked_rank(rank, self.shape)
         found, how = self._iterated(rank, rng)
+        # What is as large as a factor in float64 is not kept longer than it is needed.
         if found is None:
-            u = completed(self._leading(rank), rank)  # (m, r)
-            uw = image(u, self.target)
+            op, _ = stored(completed(self._leading(rank), rank), self.target, dtype)
+            bounds = measured_bounds(self.target, op, self.metric, self.optimum, rng=rng, sizes=self.sizes)
         else:
-            u = fix_signs(found.u)
-            uw = found.image if self.metric.is_plain else image(u.to(torch.float64), self.target)
-        op, basis = stored(u, self.target, uw, dtype)
-        optimum = self.optimum if found is None else None
-        bounds = measured_bounds(self.target, op, self.metric, optimum, rng=rng, basis=basis, sizes=self.sizes)
+            seen = found.image if self.metric.is_plain else None
+            op, basis = stored(fix_signs(found.u), self.target, dtype, seen)
+            bounds = measured_bounds(self.target, op, self.metric, None, rng=rng, basis=basis, sizes=self.sizes)
         return Fit(op=op, bounds=bounds, how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
