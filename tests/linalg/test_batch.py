@@ -25,8 +25,8 @@ def agree(one: Fit, other: Fit) -> None:
 def test_a_batch_of_one_is_the_matrix(name: str) -> None:
     w = MATRICES[name]()
     for rank in {1, (min(w.shape) + 1) // 2, min(w.shape)}:
-        (fit,) = truncated_svds(w[None], rank)
-        alone = truncated_svd(w, rank)
+        (fit,) = truncated_svds(w[None], rank, spectral=True)
+        alone = truncated_svd(w, rank, spectral=True)
         agree(fit, alone)
         for one, other in zip(fit.op.tensors().values(), alone.op.tensors().values(), strict=True):
             assert one.dtype == other.dtype == w.dtype
@@ -38,14 +38,14 @@ def test_every_matrix_of_a_batch_has_its_own_fit(shape: tuple[int, int], dtype: 
     k = min(shape)
     spectra = [torch.arange(1, k + 1, dtype=torch.float64) ** -d for d in (0.0, 0.5, 2.0)] + [torch.zeros(k).double()]
     batch = torch.stack([with_spectrum(*shape, s, seed) for seed, s in enumerate(spectra)]).to(dtype)
-    fits = truncated_svds(batch, 4)
+    fits = truncated_svds(batch, 4, spectral=True)
     assert len(fits) == len(batch)
     for w, fit in zip(batch, fits, strict=True):
-        agree(fit, truncated_svd(w, 4))
+        agree(fit, truncated_svd(w, 4, spectral=True))
         assert float((fit.op.dense().double() - w.double()).norm()) == pytest.approx(
             fit.bounds[0].achieved, rel=0.3 if dtype == torch.bfloat16 else 1e-5, abs=1e-12
         )
-    turned = truncated_svds(batch.flip(0), 4)
+    turned = truncated_svds(batch.flip(0), 4, spectral=True)
     for fit, other in zip(fits, reversed(turned), strict=True):
         agree(fit, other)
 

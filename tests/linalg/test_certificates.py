@@ -40,6 +40,7 @@ ROUTES: dict[str, Route] = {
     "krylov": BlockKrylov(steps=2),
 }
 EXACT = ("lapack", "gram", "batch")
+LOOSE = ("quick",)  # a lower bound from what the iteration saw of the matrix
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,13 @@ def problems(kind: str, count: int) -> Iterator[Problem]:
 
 def by_route(name: str) -> Callable[[Problem], Fit]:
     return lambda p: truncated_svd(
-        p.matrix, p.rank, metric=p.metric, route=ROUTES[name], dtype=p.dtype, rng=generator(p.seed)
+        p.matrix,
+        p.rank,
+        metric=p.metric,
+        route=ROUTES[name],
+        dtype=p.dtype,
+        spectral=True,
+        rng=generator(p.seed),
     )
 
 
@@ -86,13 +93,14 @@ def of_operator(p: Problem) -> Fit:
     part = torch.round(gaussian(*w.shape, p.seed) * 100) * float(w.abs().max())
     high = (w + part) - part  # w as far as it stands beside the other
     op = Sum((Dense(high + part), Dense(-part), Dense(w - high)))
-    return truncated_svd(op, p.rank, metric=p.metric, dtype=p.dtype, rng=generator(p.seed))
+    return truncated_svd(op, p.rank, metric=p.metric, dtype=p.dtype, spectral=True, rng=generator(p.seed))
 
 
 KINDS: dict[str, Callable[[Problem], Fit]] = {
     **{name: by_route(name) for name in ROUTES},
     "operator": of_operator,
-    "batch": lambda p: truncated_svds(p.matrix[None], p.rank, dtype=p.dtype)[0],
+    "quick": lambda p: truncated_svd(p.matrix, p.rank, dtype=p.dtype, rng=generator(p.seed)),
+    "batch": lambda p: truncated_svds(p.matrix[None], p.rank, dtype=p.dtype, spectral=True)[0],
     "interpolative": lambda p: interpolative(p.matrix.double(), p.rank, metric=p.metric, dtype=torch.float64),
     "nystrom": lambda p: generalised_nystrom(p.matrix.double(), p.rank, dtype=torch.float64, rng=generator(p.seed)),
 }
@@ -108,8 +116,7 @@ def checked(kind: str, count: int) -> dict[str, float]:
             fit.op.dense() if not isinstance(fit.op, Factors) else fit.op.left.double() @ fit.op.right.double()
         )
         rank = fit.op.rank if isinstance(fit.op, Factors) else p.rank
-        *frobenius, spectral = fit.bounds
-        for bound in frobenius:
+        for bound in fit.bounds[: None if kind in LOOSE else -1]:
             scale = 1.0 if bound.norm == "frobenius" else float64(p.metric.right)  # type: ignore[arg-type]
             optimum = float(np.linalg.norm(lapack_values(w * scale)[rank:]))
             error, size = float(np.linalg.norm(rest * scale)), float(np.linalg.norm(w * scale))
@@ -123,7 +130,9 @@ def checked(kind: str, count: int) -> dict[str, float]:
             if optimum > 1e-5 * size:
                 near["lower"].append(optimum / bound.lower if bound.lower > 0 else math.inf)
                 near["upper"].append(bound.upper / bound.achieved)
-        values = lapack_values(w)
+        if kind in LOOSE:
+            continue
+        spectral, values = fit.bounds[-1], lapack_values(w)
         after = float(values[rank]) if rank < len(values) else 0.0
         top = float(lapack_values(rest)[0])
         assert spectral.lower is not None
@@ -137,7 +146,7 @@ def holds(kind: str, count: int) -> None:
     medians = checked(kind, count)
     assert medians["lower"] <= (1.001 if kind in EXACT else 1.2)
     assert medians["upper"] <= 1.01
-    assert medians["spectral"] <= 1.5
+    assert kind in LOOSE or medians["spectral"] <= 1.5
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -72,7 +72,9 @@ def test_products_are_all_that_is_needed(name: str, form: str, monkeypatch: pyte
         monkeypatch.setattr(kind, "dense", lambda self: pytest.fail("formed"))
     metric = METRICS[form](op.shape[1])
     for rank in (1, 12):
-        fit = truncated_svd(op, rank, metric=metric, dtype=torch.float64, rng=generator(2), accuracy=5e-3)
+        fit = truncated_svd(
+            op, rank, metric=metric, dtype=torch.float64, spectral=True, rng=generator(2), accuracy=5e-3
+        )
         assert "subspace iteration" in fit.how
         check(dense, fit, metric, excess=5e-3)
         # Not idle: a lower figure of zero would hold as well.
@@ -83,7 +85,7 @@ def test_products_are_all_that_is_needed(name: str, form: str, monkeypatch: pyte
 @pytest.mark.parametrize("name", OPERATORS)
 def test_small_operators_are_formed_and_exact(name: str) -> None:
     op = OPERATORS[name]
-    fit = truncated_svd(in_dtype(op, torch.float64), 12, dtype=torch.float64)
+    fit = truncated_svd(in_dtype(op, torch.float64), 12, dtype=torch.float64, spectral=True)
     assert fit.how.endswith("the operator was formed for it")
     assert not fit.bounds[0].delta
     check(float64(in_dtype(op, torch.float64).dense()), fit, Metric.plain(), excess=1e-9)
@@ -94,7 +96,7 @@ def test_a_matrix_in_a_file_is_read_through_its_map(tmp_path: Path, monkeypatch:
     w = base().to(torch.bfloat16)
     save_file({"w": w}, tmp_path / "w.safetensors")
     with safe_open(tmp_path / "w.safetensors", framework="pt") as handle:
-        fit = truncated_svd(Panelled(handle.get_tensor("w")), 9, dtype=torch.float32)
+        fit = truncated_svd(Panelled(handle.get_tensor("w")), 9, dtype=torch.float32, spectral=True)
     check(float64(w), fit, Metric.plain(), excess=5e-3)
 
 
@@ -125,7 +127,7 @@ def test_what_is_of_low_rank_goes_by_its_factors(name: str, form: str) -> None:
     assert form_of is not None
     reach = magnitude(form_of) * metric.reach
     for rank in {1, 2, min(*dense.shape, 20)}:
-        fit = truncated_svd(op, rank, metric=metric, dtype=torch.float64)
+        fit = truncated_svd(op, rank, metric=metric, dtype=torch.float64, spectral=True)
         assert "by the factors" in fit.how
         assert isinstance(fit.op, Factors)
         assert fit.op.rank == rank
@@ -143,7 +145,7 @@ def test_what_is_of_low_rank_goes_by_its_factors(name: str, form: str) -> None:
 
 def test_ranks_beyond_that_of_the_factors_are_completed() -> None:
     op = update(30, 20, 3, 1)
-    fit = truncated_svd(op, 7, dtype=torch.float64)
+    fit = truncated_svd(op, 7, dtype=torch.float64, spectral=True)
     assert isinstance(fit.op, Factors)
     assert fit.op.rank == 7
     assert float64(fit.op.dense()) == pytest.approx(float64(op.dense()), abs=1e-12)

@@ -78,7 +78,7 @@ def test_a_diagonal_metric_is_the_one_that_is_minimised() -> None:
     w = with_spectrum(120, 160, SPECTRA["middling"])
     right = torch.logspace(0, -2, 160, dtype=torch.float64)
     optimum = lapack_values(w * right)
-    fit = truncated_svd(w, 12, metric=Metric("scale", right), dtype=torch.float64)
+    fit = truncated_svd(w, 12, metric=Metric("scale", right), dtype=torch.float64, spectral=True)
     assert "subspace" in fit.how
     own, _ = errors(w, fit, right)
     assert own <= 1.002 * np.linalg.norm(optimum[12:])
@@ -101,7 +101,7 @@ def test_the_whole_market_goes_down_the_routes_of_large_matrices(name: str, monk
     w = MATRICES[name]()
     values = lapack_values(w)
     for rank in {1, max(1, min(w.shape) // 3)}:
-        fit = truncated_svd(w, rank, accuracy=1e-2, dtype=torch.float64)
+        fit = truncated_svd(w, rank, accuracy=1e-2, dtype=torch.float64, spectral=True)
         frobenius, spectral = fit.bounds
         optimum, size = float(np.linalg.norm(values[rank:])), float(np.linalg.norm(values))
         error, top = errors(w, fit)
@@ -149,7 +149,7 @@ def test_bounds_of_iterated_fits_hold_and_are_near(dtype: torch.dtype) -> None:
         for s in SPECTRA.values():
             w = with_spectrum(120, 160, s, seed).to(torch.float32)
             for rank in (2, 12, 40):
-                fit = truncated_svd(w, rank, dtype=dtype, rng=generator(seed))
+                fit = truncated_svd(w, rank, dtype=dtype, spectral=True, rng=generator(seed))
                 assert fit.bounds[0].delta == {"lower": STATED}
                 assert fit.bounds[1].delta == {"upper": STATED}
                 ratios.append(check(w, fit))
@@ -321,9 +321,9 @@ def test_a_scale_of_the_matrix_is_one_of_its_bounds(name: str, accuracy: float) 
     """By a power of two, which rounds nothing: every figure is multiplied by it."""
     w = with_spectrum(120, 160, SPECTRA[name]).to(torch.float32)
     for rank in (3, 30):
-        expected = truncated_svd(w, rank, accuracy=accuracy, dtype=torch.float64).bounds
+        expected = truncated_svd(w, rank, accuracy=accuracy, dtype=torch.float64, spectral=True).bounds
         for scale in (2.0**-30, 2.0**30):
-            found = truncated_svd(w * scale, rank, accuracy=accuracy, dtype=torch.float64).bounds
+            found = truncated_svd(w * scale, rank, accuracy=accuracy, dtype=torch.float64, spectral=True).bounds
             for one, other in zip(expected, found, strict=True):
                 for figure in ("lower", "achieved", "upper", "scale"):
                     assert getattr(other, figure) == pytest.approx(scale * getattr(one, figure), rel=1e-6), figure

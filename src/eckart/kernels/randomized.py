@@ -11,7 +11,8 @@ from torch import Generator, Tensor
 
 from eckart.kernels.norms import frobenius_norm
 
-CAUTION = 1.5  # convergence slows down: what the last factor promises is not quite kept
+# What the remainders promise is too little: by a factor of two at the most, but for the first steps.
+CAUTION, AT_FIRST = 2.25, 24.0
 STEPS = 8  # products with A A^T at the most; who has not converged by then is better served by an exact route
 # The mean square of what rounding to bfloat16 does to a number, relative to its square: noise in every column of a
 # product, of the size of the strongest direction, which takes room from the weak ones.
@@ -24,6 +25,8 @@ FLOAT32_RANGE = 1e-4
 FLOAT32_ENERGY = 1e-6
 # The energies by which convergence is judged are as good as the products: in bfloat16 to about this, relatively.
 BFLOAT16_ENERGY = 5e-5
+# Rows whose products are added up before they are added to the others: the rounding of a sum grows with its longest chain.
+CHAIN = 128
 
 
 class Products(Protocol):
@@ -80,9 +83,19 @@ class InMemory:
         return (self._in(dtype) @ x.to(dtype)).to(x.dtype)
 
     def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
-        """``matrix.T @ y``."""
-        dtype = torch.bfloat16 if narrow else y.dtype
-        return (self._in(dtype).T @ y.to(dtype)).to(y.dtype)
+        """``matrix.T @ y``; if not ``narrow``, every entry is off by at most ``rounding`` of the sum of its terms' magnitudes."""
+        if narrow:
+            return (self._in(torch.bfloat16).T @ y.to(torch.bfloat16)).to(y.dtype)
+        found = y.new_zeros(self.shape[1], y.shape[1])
+        for rows, part in zip(self.matrix.split(CHAIN), y.split(CHAIN), strict=True):
+            found.addmm_(rows.T.to(y.dtype), part)
+        return found
+
+    @property
+    def rounding(self) -> float:
+        """How far ``transposed_times`` is off in float32, relatively; the matrix itself is off where it is in float64."""
+        eps = torch.finfo(torch.float32).eps
+        return (CHAIN + len(self.matrix) / CHAIN + 2) * eps / 2 + (eps if self.matrix.dtype == torch.float64 else 0.0)
 
     def _in(self, dtype: torch.dtype) -> Tensor:
         """A copy of the matrix, made once for all products."""
@@ -93,17 +106,19 @@ class InMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
-    """The ``rank`` leading left singular vectors of a matrix A (m, n), nearly, in float32.
+    """The ``rank`` leading left singular vectors of a matrix A (m, n), nearly, and the basis that they were found in.
 
-    ``image`` is ``u.T @ A`` to the precision of the products. ``s`` are the Ritz values: never above the true singular
-    values but for rounding.
+    ``image`` is ``u.T @ A`` to the precision of the products in float32. ``s`` are the Ritz values: never above the true singular
+    values but for rounding, ``beyond`` the sum of the squares of the further ones that the basis has.
     ``steps`` products with ``A @ A.T`` were made, and ``excess`` estimates by which share the error ``norm(A - u @ image)``
     is above the smallest possible one, where that was looked at.
     """
 
-    u: Tensor  # (m, rank)
+    u: Tensor  # (m, rank) float64
     s: Tensor  # (rank,) float64
-    image: Tensor  # (rank, n)
+    image: Tensor  # (rank, n) float64
+    basis: Tensor  # (m, k) float32, orthonormal: ``u`` lies in its span
+    beyond: float
     steps: int
     excess: float | None
 
@@ -122,12 +137,13 @@ def oversampling(rank: int, side: int) -> int:
 def leading_subspace(
     a: Tensor | Products, rank: int, *, accuracy: float, rng: Generator, energy: float | None = None
 ) -> Subspace | None:
-    """Subspace iteration with a Gaussian start (Halko, Martinsson and Tropp 2011, algorithm 4.4), stopped by its gain.
+    """Subspace iteration with a Gaussian start (Halko, Martinsson and Tropp 2011, algorithm 4.4), stopped by its remainders.
 
-    After every step the energy that the ``rank`` best directions capture is known from the products themselves. It
-    grows by a falling factor; iteration ends when what is still to come, extrapolated, leaves the error within
-    ``1 + accuracy`` of the smallest possible one. Products run in bfloat16 where the matrix unit has them and the range
-    of the values allows it, else in float32. ``energy`` is the sum of all squared entries; of a tensor it is found out.
+    Every step comes to a basis Q and the energies that its best directions capture. The next product shows how much of each
+    direction's image lies beside Q, and so how much energy a basis that contains it will still miss (``still_missing``); iteration ends
+    when that leaves the error within ``1 + accuracy`` of the smallest possible one. Products run in bfloat16 where the matrix unit
+    has them and the range of the values allows it, else in float32; the last one, with what is returned, always in float32.
+    ``energy`` is the sum of all squared entries; of a tensor it is found out.
 
     ``None`` where that is not reached in ``STEPS`` steps, or where the wanted values or what remains beyond them are so small
     that float32 can't tell them from rounding: an exact route is needed there. Deterministic for a state of ``rng``.
@@ -144,27 +160,39 @@ def leading_subspace(
         raise ValueError("the energy of a matrix that is known by products must be given")
     m, n = a.shape
     side = rank + oversampling(rank, min(m, n))
-    x = torch.randn(n, side, generator=rng).to(a.device)
     narrow = a.narrows
-    captured: list[float] = []
+    y = a.times(torch.randn(n, side, generator=rng).to(a.device), narrow=narrow)  # (m, side)
+    captured: float | None = None
+    missed = 0.0
     for step in range(1, STEPS + 1):
-        q = conditioned(a.times(x, narrow=narrow))  # (m, side)
+        q = conditioned(y)  # (m, side)
         z = a.transposed_times(q, narrow=narrow)  # (n, side)
-        ritz = torch.linalg.eigvalsh(z.T @ z).flip(0).clamp(min=0)  # to judge by: float32 will do
-        captured.append(float(ritz[:rank].sum(dtype=torch.float64)))
-        reach = float(ritz[rank - 1] / ritz[0]) ** 0.5 if float(ritz[0]) > 0 else 0.0
-        tail = max(energy - captured[-1], 0.0)
+        energies, turn = torch.linalg.eigh((z.T @ z).to(torch.float64))
+        energies, turn = energies.flip(0).clamp(min=0), turn.flip(1).to(z.dtype)
+        before, captured = captured, float(energies[:rank].sum())
+        reach = float(energies[rank - 1] / energies[0]) ** 0.5 if float(energies[0]) > 0 else 0.0
+        tail = max(energy - captured, 0.0)
         allowed = 2 * accuracy * tail
         if reach < FLOAT32_RANGE or allowed < FLOAT32_ENERGY * energy:
             return None
-        noise = side * BFLOAT16_NOISE * float(ritz[0])
-        if noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured[-1]:
-            narrow = False
-        missing = still_missing(captured, float(ritz[-1] / ritz[rank - 1]))
-        x = z if reach >= EVEN else conditioned(z)
-        if missing is not None and missing <= allowed:
-            q = torch.linalg.qr(a.times(x, narrow=narrow)).Q
-            return ritz_subspace(a, q, rank, step + 1, missing / (2 * tail) if tail else 0.0, narrow=narrow)
+        noise = side * BFLOAT16_NOISE * float(energies[0])
+        blurred = narrow and (noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured)
+        narrow = narrow and not blurred
+        lengths = energies.clamp(min=float(energies[0]) * FLOAT32_RANGE**2).sqrt().to(z.dtype)
+        even = reach >= EVEN
+        y = a.times(z / lengths[0] if even else z @ (turn / lengths), narrow=narrow)
+        # The images of the best directions' images, as far as they lie beside the basis.
+        image = lengths[0] * (y @ turn[:, :rank]) if even else y[:, :rank] * lengths[:rank]
+        beside = torch.linalg.vector_norm(
+            image - q @ (turn * energies.to(z.dtype))[:, :rank], dim=0, dtype=torch.float64
+        )
+        now, then = still_missing(energies, beside.square())
+        caution = CAUTION + AT_FIRST / step**3
+        if before is not None and missed and not blurred:
+            caution *= max(0.0, captured - before + now) / missed  # how the last promise was kept
+        missed, excess = now, caution * then / (2 * tail) if tail else 0.0
+        if excess <= accuracy and not blurred:
+            return ritz_subspace(a, torch.linalg.qr(y).Q, rank, step, excess)
     return None
 
 
@@ -187,35 +215,38 @@ def subspace_iteration(a: Products, rank: int, *, steps: int, oversampling: int,
     return ritz_subspace(a, torch.linalg.qr(a.times(x, narrow=False)).Q, rank, steps, None)
 
 
-def still_missing(captured: list[float], gap: float) -> float | None:
-    """The energy that will be missing after one more step, extrapolated; ``None`` where nothing can be said yet.
+def still_missing(energies: Tensor, beside: Tensor) -> tuple[float, float]:
+    """The energy that the leading directions of a basis miss, and that they will miss one step later; both estimated.
 
-    What is missing shrinks by a factor per step: the larger one of the last two gains' ratio and of what the values themselves
-    say about the slowest direction that is wanted, ``gap`` being the ratio of the last energy kept to the last one wanted.
+    ``energies`` (k,) are all Ritz values of ``A A^T`` in the basis. A direction of energy e whose image under ``A A^T`` has the squared
+    part ``beside`` (rank,) outside of the basis, where energies are about the last one l at most, gains by the
+    eigenvalue of ``[[e, c], [c, l]]`` over e. One step multiplies what it misses by ``(l / e)^2``.
 
-    >>> still_missing([0.0, 8.0, 12.0], gap=0.0)  # gains of 8 and 4 promise 2 and then 2 in all, and half as much again
-    3.0
+    >>> still_missing(torch.tensor([2.0, 1.0]), torch.tensor([0.75]))
+    (0.5, 0.125)
     """
-    if len(captured) < 2:
-        return None
-    gain = max(captured[-1] - captured[-2], 0.0)
-    factor = gap**2
-    if len(captured) > 2 and captured[-2] > captured[-3]:
-        factor = max(factor, gain / (captured[-2] - captured[-3]))
-    factor = min(factor, 0.9)
-    return CAUTION * gain * factor / (1 - factor) * factor
+    wanted, last = energies[: len(beside)], energies[-1]
+    half = (wanted - last) / 2
+    gain = (half.square() + beside).sqrt() - half
+    factor = torch.where(wanted > 0, last / wanted, torch.ones_like(wanted)).square()
+    return float(gain.sum()), float((gain * factor).sum())
 
 
-def ritz_subspace(
-    a: Products, q: Tensor, rank: int, steps: int, excess: float | None, *, narrow: bool = False
-) -> Subspace:
+def ritz_subspace(a: Products, q: Tensor, rank: int, steps: int, excess: float | None) -> Subspace:
     """The ``rank`` best directions within the span of orthonormal ``q`` (m, k): Rayleigh's and Ritz' way."""
-    b = a.transposed_times(q, narrow=narrow)  # (n, k)
+    b = a.transposed_times(q, narrow=False)  # (n, k)
     wide = b.to(torch.float64)
     energies, turn = torch.linalg.eigh(wide.T @ wide)
-    turn = turn.flip(1)[:, :rank].to(torch.float32)
-    s = energies.flip(0)[:rank].clamp(min=0).sqrt()
-    return Subspace(u=q @ turn, s=s, image=(b @ turn).T, steps=steps, excess=excess)
+    turn = turn.flip(1)[:, :rank]
+    return Subspace(
+        u=q.to(torch.float64) @ turn,
+        s=energies.flip(0)[:rank].clamp(min=0).sqrt(),
+        image=(wide @ turn).T,
+        basis=q,
+        beyond=float(energies.flip(0)[rank:].clamp(min=0).sum()),
+        steps=steps,
+        excess=excess,
+    )
 
 
 def conditioned(y: Tensor) -> Tensor:

@@ -46,8 +46,9 @@ def measured_bounds(
     rng: Generator,
     basis: Basis | None = None,
     sizes: tuple[float, float] | None = None,
+    spectral: bool = True,
 ) -> tuple[Bound, ...]:
-    """The error of ``op`` in the metric, in the Frobenius norm (if that is another) and in the spectral norm.
+    """The error of ``op`` in the metric, in the Frobenius norm (if that is another) and, unless not wanted, in the spectral norm.
 
     With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
     certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
@@ -62,8 +63,9 @@ def measured_bounds(
     size, scale = sizes or (metric.norm(target), frobenius_norm(target))
     plainly = Formed.of(target, op, scale)
     inside = plainly if metric.is_plain else plainly.fine_in(metric)
-    enclosed = plainly.spectral_norm(rng)
     rank = op.rank
+    if optimum is None or spectral:
+        enclosed = plainly.spectral_norm(rng)
     if optimum is None:
         basis = basis or Basis.of(op.left, target)
         plain = own = _posterior(plainly, op.right, basis, enclosed)
@@ -78,7 +80,7 @@ def measured_bounds(
     bounds = [_frobenius(metric, inside, size, own, size_of_error)]
     if not metric.is_plain:
         bounds.append(_frobenius(Metric.plain(), plainly, scale, plain, size_of_error))
-    return (*bounds, _spectral(plainly, enclosed, plain))
+    return (*bounds, _spectral(plainly, enclosed, plain)) if spectral else tuple(bounds)
 
 
 def implicit_bounds(

@@ -72,12 +72,14 @@ class FactoredTruncation:
         whitened = _decomposed(Factors(self.target.left, self.metric.whiten(self.target.right)))
         return whitened, whitened if self.metric.is_plain else _decomposed(self.target)
 
-    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
+    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool = True) -> Fit:
         """The best approximation of this rank, which may be above that of the target."""
         checked_rank(rank, self.target.shape)
         u = completed(self.optimum[0].u[:, :rank], rank)
         op, _ = stored(u, self.target, dtype)
-        return Fit(op=op, bounds=self._bounds(op), how=f"exact, by the factors: their rank is {self.target.rank}")
+        bounds = self._bounds(op)
+        how = f"exact, by the factors: their rank is {self.target.rank}"
+        return Fit(op=op, bounds=bounds if spectral else bounds[:-1], how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
         """As ``Truncation.tails``; exact."""

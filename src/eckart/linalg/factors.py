@@ -57,21 +57,19 @@ def image(q: Tensor, w: Tensor | Operator) -> Tensor:
     return found
 
 
-def stored(
-    u: Tensor, target: Tensor | Operator, dtype: torch.dtype, seen: Tensor | None = None
-) -> tuple[Factors, Basis]:
+def stored(u: Tensor, target: Tensor | Operator, dtype: torch.dtype) -> tuple[Factors, Basis]:
     """Factors in ``dtype`` for the projection of ``target`` (m, n) on the columns of ``u`` (m, r), and the basis of the left one.
 
-    ``seen`` is ``u.T @ target``, nearly, where that is known already. The left factor is rounded first and the right one
-    solved for it, which takes back most of the first rounding; the minimiser for a given left factor is the same in every metric.
+    The left factor is rounded first and the right one solved for it, which takes back most of the first rounding; the
+    minimiser for a given left factor is the same in every metric.
     """
     u = u.to(torch.float64)
-    left = (u * _lengths(image(u, target) if seen is None else seen, dtype)).to(dtype).contiguous()
+    left = (u * lengths(image(u, target), dtype)).to(dtype).contiguous()
     basis = Basis.of(left, target)
     return Factors(left, basis.right().to(dtype).contiguous()), basis
 
 
-def _lengths(right: Tensor, dtype: torch.dtype) -> Tensor:
+def lengths(right: Tensor, dtype: torch.dtype) -> Tensor:
     """How long each column of the left factor is made, for an orthonormal one whose partner is ``right`` (r, n).
 
     Both factors get rows and columns of equal length, so that neither leaves the range of a narrow dtype. A direction in

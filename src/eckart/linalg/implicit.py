@@ -84,15 +84,16 @@ class ImplicitTruncation:
     def _formed(self) -> Truncation:
         return Truncation(self.target.dense(), self.metric, self.accuracy, self.route)
 
-    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
+    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool = True) -> Fit:
         """As ``Truncation.fit``; ``how`` says so where the matrix had to be formed."""
         checked_rank(rank, self.target.shape)
         found, how = self._iterated(rank, rng)
         if found is None:
-            fit = self._formed.fit(rank, dtype=dtype, rng=rng)
+            fit = self._formed.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
             return Fit(op=fit.op, bounds=fit.bounds, how=f"{fit.how}; the operator was formed for it")
         op, basis = stored(fix_signs(found.u), self.target, dtype)
-        return Fit(op=op, bounds=implicit_bounds(self.target, op, self.metric, basis, rng=rng), how=how)
+        bounds = implicit_bounds(self.target, op, self.metric, basis, rng=rng)
+        return Fit(op=op, bounds=bounds if spectral else bounds[:-1], how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
         """As ``Truncation.tails``."""

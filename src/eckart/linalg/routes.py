@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.kernels.krylov import block_krylov
-from eckart.kernels.randomized import Products, Subspace, leading_subspace, subspace_iteration
+from eckart.kernels.randomized import Products, Subspace, leading_subspace, ritz_subspace, subspace_iteration
 from eckart.kernels.svd import LAPACK_SIDE
 from eckart.metric import Metric
 
@@ -190,7 +190,6 @@ class Lanczos(_Iterated):
             dtype=torch.ones(1, dtype=torch.float64).numpy().dtype,
         )
         start = torch.randn(a.shape[0], generator=rng, dtype=torch.float64).numpy()
-        u, s, vh = (torch.from_numpy(part.copy()) for part in svds(linear, k=rank, solver="propack", v0=start))
-        s, order = s.sort(descending=True)
-        u, image = (part.to(device=a.device, dtype=torch.float32) for part in (u[:, order], s[:, None] * vh[order]))
-        return Subspace(u=u, s=s, image=image, steps=0, excess=None), "Lanczos bidiagonalisation by SciPy, as asked"
+        u, s, _ = (torch.from_numpy(part.copy()) for part in svds(linear, k=rank, solver="propack", v0=start))
+        u = u[:, s.argsort(descending=True)].to(device=a.device, dtype=torch.float32)
+        return ritz_subspace(a, u, rank, 0, None), "Lanczos bidiagonalisation by SciPy, as asked"

@@ -27,8 +27,8 @@ class Analysed(Protocol):
     def tails(self, rank: int, rng: Generator) -> Tensor:
         """Squared errors in the metric after 0, 1, … directions, ``rank`` of them at least."""
 
-    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
-        """The truncation to this rank."""
+    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool) -> Fit:
+        """The truncation to this rank, with a bound in the spectral norm if wanted."""
 
 
 def truncated_svd(
@@ -42,6 +42,7 @@ def truncated_svd(
     accuracy: float = ACCURACY,
     route: Route = AUTOMATIC,
     dtype: torch.dtype | None = None,
+    spectral: bool = False,
     rng: Generator | None = None,
 ) -> Fit:
     """Two factors whose error in ``metric`` is within ``1 + accuracy`` of the smallest possible for their rank, and its bounds.
@@ -58,6 +59,10 @@ def truncated_svd(
     way is the better one, for which they are formed. The ``route`` is chosen by itself: LAPACK up to a smaller side of 1024; above it
     subspace iteration, or a Gram matrix in float64 where ``accuracy`` is 0, the rank above a third of the side or the metric
     a full one. ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is given), not on its state.
+
+    Bounds are those in the metric and in the Frobenius norm. With ``spectral`` there is one in the spectral norm as well, and ``lower``
+    comes near the optimum also where the result was iterated for: else it is certain but loose there. That takes as long again
+    as a large matrix itself, or several times as long.
 
     >>> w = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
     >>> fit = truncated_svd(w, 2)
@@ -76,17 +81,18 @@ def truncated_svd(
     prepared = analysed(a, metric, accuracy, route)
     match rank, energy, error, bytes:
         case int(), None, None, None:
-            return prepared.fit(rank, dtype=dtype, rng=rng)
+            return prepared.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
         case None, (float() | int()), None, None:
             if not 0 < energy <= 1:
                 raise ValueError(f"the energy to be kept is a share above 0 and up to 1: {energy:g}")
-            return _within(prepared, 1 - energy, a.shape, dtype, rng)
+            return _within(prepared, 1 - energy, a.shape, dtype, rng, spectral)
         case None, None, (float() | int()), None:
             if not 0 <= error < 1:
                 raise ValueError(f"the error allowed is a share of the norm from 0 to below 1: {error:g}")
-            return _within(prepared, error**2, a.shape, dtype, rng)
+            return _within(prepared, error**2, a.shape, dtype, rng, spectral)
         case None, None, None, int():
-            return prepared.fit(_affordable(bytes, a.shape, dtype), dtype=dtype, rng=rng)
+            rank = _affordable(bytes, a.shape, dtype)
+            return prepared.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
         case _:
             raise ValueError("one size is to be given, and once: rank, energy, error or bytes, each as a number")
 
@@ -110,12 +116,14 @@ def _affordable(size: int, shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return min(size // one, *shape)
 
 
-def _within(prepared: Analysed, share: float, shape: tuple[int, ...], dtype: torch.dtype, rng: Generator) -> Fit:
+def _within(
+    prepared: Analysed, share: float, shape: tuple[int, ...], dtype: torch.dtype, rng: Generator, spectral: bool
+) -> Fit:
     """The fit of least rank that leaves at most ``share`` of the energy, as rounded."""
     rank, most = _least_rank(prepared, share, min(shape), rng), min(shape)
     step = 1
     while True:
-        fit = prepared.fit(rank, dtype=dtype, rng=rng)
+        fit = prepared.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
         own = fit.bounds[0]
         # A full rank has nothing to leave out: what remains there is the rounding of the factors.
         if own.upper <= share**0.5 * own.scale or (rank == most and share == 0):

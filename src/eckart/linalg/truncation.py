@@ -15,6 +15,7 @@ from eckart.kernels.randomized import InMemory, Subspace
 from eckart.kernels.svd import fix_signs, singular_values
 from eckart.linalg.enclosure import Optimum, measured_bounds
 from eckart.linalg.factors import completed, stored
+from eckart.linalg.projected import Projected, frobenius_bound
 from eckart.linalg.routes import Automatic, Route
 from eckart.metric import Metric
 
@@ -62,21 +63,33 @@ class Truncation:
         whitened = self.metric.svd(self.target, self.route.lapack_side)
         return Optimum(whitened, plain or whitened)
 
-    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
+    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool = True) -> Fit:
         """The projection on the leading left singular vectors of ``target @ R``, its factors rounded to ``dtype``.
 
-        Bounds are measured after the rounding. Raises ``ValueError`` for a rank outside 1 … min(m, n).
+        Bounds are measured after the rounding, ``spectral`` ones as well if wanted. Raises ``ValueError`` for a rank outside
+        1 … min(m, n).
         """
         checked_rank(rank, self.shape)
         found, how = self._iterated(rank, rng)
-        # What is as large as a factor in float64 is not kept longer than it is needed.
+        if found is not None and self.metric.is_plain and not spectral:
+            projected = Projected.on(found, self.target, self.size, dtype)
+            own = frobenius_bound(projected, found, self.target, self.size)
+            return Fit(op=projected.op, bounds=(own,), how=how)
         if found is None:
-            op, _ = stored(completed(self._leading(rank), rank), self.target, dtype)
-            bounds = measured_bounds(self.target, op, self.metric, self.optimum, rng=rng, sizes=self.sizes)
+            u = completed(self._leading(rank), rank)  # (m, r)
+            op, basis = stored(u, self.target, dtype)[0], None
         else:
-            seen = found.image if self.metric.is_plain else None
-            op, basis = stored(fix_signs(found.u), self.target, dtype, seen)
-            bounds = measured_bounds(self.target, op, self.metric, None, rng=rng, basis=basis, sizes=self.sizes)
+            op, basis = stored(fix_signs(found.u), self.target, dtype)
+        bounds = measured_bounds(
+            self.target,
+            op,
+            self.metric,
+            self.optimum if found is None else None,
+            rng=rng,
+            basis=basis,
+            sizes=self.sizes,
+            spectral=spectral,
+        )
         return Fit(op=op, bounds=bounds, how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
