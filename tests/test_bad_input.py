@@ -30,7 +30,9 @@ from torch import Tensor
 
 import eckart
 from eckart.errors import EckartError
+from eckart.model.evaluate import evaluate
 from eckart.model.output import work_folder
+from eckart.model.text import ids_for
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
@@ -455,6 +457,13 @@ def test_a_text_that_is_too_short(model: Path, tmp_path: Path, out: Path) -> Non
     told(sentence, "fewer than one window of 64", "longer text", "--window")
     path.write_text("a")
     told(refused("eval", model, "--text", path), path, "fewer than two tokens")
+
+
+def test_a_text_of_two_tokens_has_one_to_predict(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "two.txt"
+    path.write_text(next(text for text in ("ab", "a b", "a a", "the miller", "qz") if len(ids_for(model, text)) == 2))
+    (score,) = evaluate(model, [path]).values()
+    assert score.tokens == 1
 
 
 def test_no_tokenizer(model: Path, text: Path, out: Path) -> None:

@@ -88,3 +88,12 @@ def test_the_plain_metric_has_no_root_and_is_frobenius() -> None:
     plain = Metric.plain()
     assert plain == Metric("frobenius", None)
     assert plain.norm(torch.tensor([[3.0, 0.0], [0.0, 4.0]])) == 5.0
+
+
+@pytest.mark.parametrize("side", [5, 1200])
+def test_the_size_of_a_metric_is_the_mean_energy_of_its_inputs(side: int) -> None:
+    """Of a small one whose root is taken and of a large one whose moment is kept."""
+    x = gaussian(40, side)
+    metric = Metric.gram("inputs", x.T @ x, 40)
+    assert (metric.moment is not None) == (side > 1024)
+    assert metric.size(side) == pytest.approx(float(x.square().sum()) / 40, rel=1e-9)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from runs import CALIBRATED, SEQUENTIAL, calibration_text, cli, edit_json, edit_
 from safetensors import safe_open
 
 import eckart
+from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.model.tensorfile import tensor_bytes
+from eckart.model.verify import _Ledger
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "svd": ("--recipe", "svd"),
@@ -640,3 +642,27 @@ def test_a_certificate_that_is_none(ground: Ground, result: Path, data: str) -> 
     outcome = cli("verify", result, "--against", ground.model)
     assert outcome.code == 2
     assert "eckart.json" in outcome.sentence
+
+
+@pytest.mark.parametrize("recorded", [None, 1.0])
+@pytest.mark.parametrize("found", [None, 1.0])
+def test_a_figure_that_there_is_none_of_is_the_same_as_none_only(recorded: float | None, found: float | None) -> None:
+    ledger = _Ledger()
+    bound = Bound(norm="spectral", lower=recorded, achieved=2.0, upper=3.0, scale=4.0)
+    ledger.bound("a matrix", bound, replace(bound, lower=found), 1e-6)
+    assert len(ledger.failures) == (recorded != found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", "three", "a whole number is wanted where 'three' stands"),
+        ("window", 1, "a whole number of at least 2 is wanted where '1' stands"),
+        ("tokens", 0, "a whole number of at least 1 is wanted where '0' stands"),
+    ],
+)
+def test_a_number_that_is_none_is_told_with_what_is_wanted(result: Path, key: str, value: object, words: str) -> None:
+    edit_json(result / "eckart.json", lambda table: table["calibration"].update({key: value}))
+    outcome = cli("verify", result)
+    assert outcome.code == 2
+    assert words in outcome.sentence

@@ -1,10 +1,15 @@
 """How a model is cut into blocks and a text into batches."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import torch
 from torch import nn
 
+from eckart.errors import EckartError
 from eckart.model.skeleton import block_names
-from eckart.model.walk import batches
+from eckart.model.walk import Walk, batches
 
 
 @pytest.mark.parametrize(
@@ -45,3 +50,9 @@ def test_blocks_are_the_longest_list_of_equal_modules_and_the_first_of_two() -> 
     # A list within a block is part of the block, however long.
     inner = [lists(experts=stack(*(linear() for _ in range(4)))) for _ in range(2)]
     assert block_names(lists(layers=stack(*inner))) == ["layers.0", "layers.1"]
+
+
+def test_a_file_in_a_folder_that_is_gone_cannot_be_made(tmp_path: Path) -> None:
+    walk = SimpleNamespace(windows=torch.zeros(2, 3), width=4, activation_bytes=96)
+    with pytest.raises(EckartError, match="free space or choose another output"):
+        Walk._create(walk, tmp_path / "gone" / "hidden.bin")  # type: ignore[arg-type]

@@ -181,15 +181,17 @@ def meet(planted: Planted, tests: list[str]) -> str:
         child = os.fork()
         if not child:
             os.setsid()
-            code = 3
+            code = 3  # an error on import is one that every test of the module meets
             try:
-                code = _run_tests(copy, Path(folder), tests)
+                code = _run_tests(copy, Path(folder), planted.file, tests)
             finally:
                 os._exit(code)
         return _outcome(child)
 
 
-def _run_tests(copy: Path, folder: Path, tests: list[str]) -> int:
+def _run_tests(copy: Path, folder: Path, file: str, tests: list[str]) -> int:
+    import importlib
+
     import pytest
 
     sink = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT)
@@ -198,6 +200,7 @@ def _run_tests(copy: Path, folder: Path, tests: list[str]) -> int:
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(copy)
     sys.path.insert(0, str(copy))
+    importlib.import_module("eckart." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))  # or it is caught
     options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow", f"--basetemp={folder / 'tmp'}"]
     code = pytest.main([*options, *tests])
     import eckart

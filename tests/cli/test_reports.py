@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eckart.bound import Bound
-from eckart.cli import reports
+from eckart.cli import reports, show
 from eckart.measure.spectrum import Spectrum
 from eckart.model.certificate import MatrixRecord
 from eckart.model.engine import Compressed, Planned, PlannedMatrix
@@ -207,3 +207,11 @@ def test_peak_memory_is_in_bytes() -> None:
 def test_layer_ten_comes_after_layer_nine_and_numbers_before_words() -> None:
     names = ["b.10.x", "b.9.x", "b.norm", "a", "b.9.w", "b.9"]
     assert sorted(names, key=natural) == ["a", "b.9", "b.9.w", "b.9.x", "b.10.x", "b.norm"]
+
+
+def test_what_names_begin_with_is_told_once() -> None:
+    prefix = show.shared_prefix
+    assert prefix(["model.layers.0.q_proj", "model.layers.10.q_proj"]) == "model.layers."
+    assert prefix(["model.layers.0.q_proj", "model.layers.0.q_proj"]) == "model.layers.0."
+    assert prefix(["model.a.q", "other.a.q"]) == ""
+    assert prefix(["a.b"]) == prefix([]) == prefix(["a.b", "c"]) == ""

@@ -175,3 +175,9 @@ def test_who_does_not_converge_is_given_up_after_the_steps() -> None:
 def test_the_energy_of_products_must_be_given() -> None:
     with pytest.raises(ValueError, match="the energy of a matrix that is known by products must be given"):
         leading_subspace(InMemory(gaussian(9, 8)), 2, accuracy=1e-2, rng=generator())
+
+
+def test_the_noise_of_bfloat16_is_what_rounding_makes() -> None:
+    x = gaussian(300, 300)
+    rounded = x.to(torch.bfloat16).to(torch.float64)
+    assert float((rounded - x).square().sum() / x.square().sum()) == pytest.approx(randomized.BFLOAT16_NOISE, rel=0.5)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from eckart.fit import Fit
 from eckart.linalg import BlockKrylov, truncated_svd
 from eckart.linalg.factored import low_rank_form
-from eckart.linalg.remainder import magnitude
+from eckart.linalg.remainder import Implicit, magnitude
 from eckart.metric import Metric
 from eckart.operator import Dense, Factors, Operator, Panelled, Product, Sum, in_dtype, rows
 
@@ -199,3 +199,16 @@ def test_rows_are_those_of_the_matrix(name: str) -> None:
         for start, stop in ((0, 1), (5, 17), (60, 200)):
             expected = float64(dense[start:stop])
             assert float64(rows(part, start, stop)) == pytest.approx(expected, rel=1e-12, abs=1e-9)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+def test_what_rounding_may_have_done_grows_with_the_operator(scale: float) -> None:
+    """Also with terms that cancel: the error is what it was, but it is the difference of larger ones."""
+    w, op = base(), update(90, 70, 4, 1)
+    one = Implicit(Dense(w), op)
+    other = Implicit(Dense(w * scale), Factors(op.left * scale, op.right))
+    assert other.slack == pytest.approx(one.slack * scale, rel=1e-12)
+    apart = Implicit(Sum((Dense(w), Dense(1e6 * w), Dense(-1e6 * w))), op)
+    assert apart.slack > 1e5 * one.slack
+    weighed = Implicit(Dense(w), op, torch.full((70,), 8.0, dtype=torch.float64))
+    assert weighed.slack == pytest.approx(8 * one.slack, rel=1e-12)

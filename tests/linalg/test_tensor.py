@@ -259,3 +259,11 @@ def test_the_same_bits_from_the_same_matrix(kind: str) -> None:
     torch.randn(3, generator=generator())
     for one, other in zip(ALL[kind](a).op.tensors().values(), ALL[kind](a.clone()).op.tensors().values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_tensor_that_is_not_finite_is_refused_by_name(wrong: float) -> None:
+    a = gaussian(4, 6).reshape(4, 2, 3)
+    a[1, 0, 2] = wrong
+    with pytest.raises(ValueError, match=r"the tensor of shape \(4, 2, 3\) holds NaN or infinity"):
+        tucker(a, (2, 2, 2))

@@ -12,7 +12,7 @@ from market import MATRICES, SIZED, as_if_large, gaussian, generator, lapack_val
 from torch import Tensor
 
 from eckart.fit import Fit
-from eckart.linalg import Truncation, measured_bounds, remainder, truncated_svd
+from eckart.linalg import Truncation, bounds_of, measured_bounds, remainder, truncated_svd
 from eckart.linalg.factors import Basis
 from eckart.metric import Metric
 from eckart.operator import Factors
@@ -328,3 +328,16 @@ def test_a_scale_of_the_matrix_is_one_of_its_bounds(name: str, accuracy: float) 
                 for figure in ("lower", "achieved", "upper", "scale"):
                     assert getattr(other, figure) == pytest.approx(scale * getattr(one, figure), rel=1e-6), figure
                 assert one.delta == other.delta
+
+
+@pytest.mark.usefixtures("large")
+def test_a_lower_figure_that_comes_from_another_approximation_is_as_probable_as_that() -> None:
+    """Of factors that have nothing to do with the matrix: what they tell of the optimum themselves is nothing."""
+    w = with_spectrum(120, 160, SPECTRA["fast"])
+    op = Factors(gaussian(120, 9, 5), gaussian(9, 160, 6))
+    frobenius = bounds_of(w, op, rng=generator())[0]
+    optimum = float(np.linalg.norm(lapack_values(w)[9:]))
+    assert frobenius.lower is not None
+    assert 0.9 * optimum <= frobenius.lower <= optimum
+    assert frobenius.delta is not None
+    assert frobenius.delta["lower"] == pytest.approx(1e-10)

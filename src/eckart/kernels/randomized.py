@@ -15,8 +15,8 @@ from eckart.kernels.norms import frobenius_norm
 CAUTION, AT_FIRST = 2.25, 24.0
 STEPS = 8  # products with A A^T at the most; who has not converged by then is better served by an exact route
 # The mean square of what rounding to bfloat16 does to a number, relative to its square: noise in every column of a
-# product, of the size of the strongest direction, which takes room from the weak ones.
-BFLOAT16_NOISE = 2.0**-18 / 6
+# product, of the size of the column, which takes room from the weak directions.
+BFLOAT16_NOISE = 2.0**-16 / 6
 # Products with nearly orthonormal columns are as uneven as the values: to here they need no conditioning of their own.
 EVEN = 2.0**-5
 # In float32 the same happens at 1e-7; what the caller wants to see must be well above.
@@ -175,7 +175,7 @@ def leading_subspace(
         allowed = 2 * accuracy * tail
         if reach < FLOAT32_RANGE or allowed < FLOAT32_ENERGY * energy:
             return None
-        noise = side * BFLOAT16_NOISE * float(energies[0])
+        noise = BFLOAT16_NOISE * float(energies.sum())
         blurred = narrow and (noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured)
         narrow = narrow and not blurred
         lengths = energies.clamp(min=float(energies[0]) * FLOAT32_RANGE**2).sqrt().to(z.dtype)
