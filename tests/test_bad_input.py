@@ -1,6 +1,7 @@
 """Wrong input, options and places: one sentence that names the thing and the way out, and nothing left behind."""
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -30,6 +31,7 @@ from torch import Tensor
 
 import eckart
 from eckart.errors import EckartError
+from eckart.model.checkpoint import _is_finite, _pieces
 from eckart.model.evaluate import evaluate
 from eckart.model.output import work_folder
 from eckart.model.text import ids_for
@@ -921,6 +923,30 @@ def test_a_companion_that_cannot_be_read_is_not_called_a_full_disk(
     outcome = cli(*compress(model, out, "--recipe", "svd"))
     assert outcome.code == 2
     told(outcome.sentence, model / "tokenizer.json", "cannot be read", "Input/output error")
+
+
+def test_weights_that_the_disk_no_longer_gives_are_named(
+    model: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, file = Path.open, file_of(model, TARGETS[0])
+
+    def broken(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == file and kwargs.get("buffering") == 0:  # a tensor, after the header was read
+            raise OSError(5, "Input/output error")
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", broken)
+    outcome = cli(*compress(model, out, "--recipe", "svd"))
+    assert outcome.code == 2
+    told(outcome.sentence, file, "cannot be read", "Input/output error")
+
+
+def test_finite_numbers_are_finite_though_their_sum_is_not() -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2):
+        numbers = torch.full((300,), torch.finfo(dtype).max, dtype=torch.float64).to(dtype)
+        assert all(map(_is_finite, _pieces(numbers))), dtype
+        numbers[150] = math.nan
+        assert not all(map(_is_finite, _pieces(numbers))), dtype
 
 
 # ---- the same in Python ---------------------------------------------------------------------------------------------

@@ -318,3 +318,16 @@ def test_a_plan_says_how_much_room_hidden_states_take(
 )
 def test_sizes_have_units(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_too_little_memory_is_told_in_a_sentence(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def starving(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["eckart.cli.main"], "app", starving)
+    outcome = cli("recipes")
+    assert outcome.code == 2
+    assert outcome.sentence.startswith("out of memory: close other programs")
