@@ -95,13 +95,13 @@ def main() -> None:
             f"svd approximates every map; svd-llm, with allocated ranks and {arguments.tokens} tokens, walks through all blocks "
             f"and approximates {arguments.blocks} of them, since nothing but time depends on how many these are.",
             "",
-            "| command | seconds | largest RssAnon | promised | exit code |",
+            "| command | seconds | largest RssAnon in MB | promised | exit code |",
             "|---|---|---|---|---|",
         ]
         for name, command in commands.items():
             code, seconds, peak, said = measured([*eckart, *command], LIMIT)
-            promise = human_bytes(allowed(shape, calibrated="svd-llm" in name))
-            lines.append(f"| {name} | {seconds:.0f} | {human_bytes(peak)} | {promise} | {code} |")
+            promise = allowed(shape, calibrated="svd-llm" in name)
+            lines.append(f"| {name} | {seconds:.0f} | {peak / 1e6:,.0f} | {promise / 1e6:,.0f} | {code} |")
             print(lines[-1], said[-300:], flush=True)
             (HERE / "results" / "memory.md").write_text("\n".join([*lines, ""]))
 

@@ -67,7 +67,7 @@ def same_windows(walk: Walk, facts: CalibrationRecord) -> bool:
 
 def metrics(
     walk: Walk, targets: list[Target], modules: OperatorModules, rule: MetricRule, statistics: Statistics
-) -> Iterator[list[tuple[Target, Metric]]]:
+) -> Iterator[list[tuple[Target, Metric | None]]]:
     """Each target with its metric, the statistics taken anew, one block at a time."""
     gram = Need.GRAM in rule.needs
     with tempfile.TemporaryDirectory(prefix="eckart-verify-") as scratch:
@@ -87,7 +87,8 @@ def metrics(
                     walk.run_block(block, here, there, instead=changed)
                 here, there = there, here
             found = metrics_for(rule, inside, moments)
-            yield [(target, found[target.name]) for target in inside]
+            del moments
+            yield [(target, found.pop(target.name)) for target in inside]
 
 
 def _instead(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,6 +138,8 @@ def verify(
                 _check_figures(target, records[target.name], metric, found, ledger)
                 done += 1
                 progress("verify", done, len(targets), target.name)
+            pairs.clear()  # the statistics of one block are not kept while those of the next are taken
+            metric = None
     return Verification(ledger.checked, tuple(skipped), tuple(ledger.failures))
 
 
@@ -257,7 +259,7 @@ def _metrics(
     statistics: Statistics,
     calibration: Path | None,
     ledger: _Ledger,
-) -> Iterator[Sequence[tuple[Target, Metric | None]]]:
+) -> Iterator[list[tuple[Target, Metric | None]]]:
     """The targets with the recipe's metric, ``None`` where that can't be known; a block at a time where it takes statistics."""
     if calibration is None or rule is None or certificate.calibration is None:
         known = Metric.plain() if rule is not None and not rule.needs else None
