@@ -160,6 +160,7 @@ def scipy(a: Tensor, rank: int, solver: str) -> Result:
 METHODS: dict[str, Callable[[Tensor, int], Result]] = {
     "eckart": ours,
     "eckart, accuracy 2e-4": lambda a, rank: ours(a, rank, accuracy=2e-4),
+    "eckart, spectral": lambda a, rank: ours(a, rank, spectral=True),
     "eckart, exact": lambda a, rank: ours(a, rank, accuracy=0.0),
     "eckart, LAPACK": lambda a, rank: ours(a, rank, route=Lapack()),
     "torch.linalg.svd": lapack,
