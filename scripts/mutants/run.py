@@ -200,7 +200,8 @@ def _run_tests(copy: Path, folder: Path, file: str, tests: list[str]) -> int:
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(copy)
     sys.path.insert(0, str(copy))
-    importlib.import_module("eckart." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."))  # or it is caught
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    importlib.import_module(f"eckart.{module}".removesuffix(".__init__"))  # what fails here is caught
     options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "not slow", f"--basetemp={folder / 'tmp'}"]
     code = pytest.main([*options, *tests])
     import eckart

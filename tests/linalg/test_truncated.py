@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from market import MATRICES, SIZED, as_if_large, gaussian, generator, lapack_values, orthonormal, with_spectrum
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eckart.fit import Fit
 from eckart.linalg import Truncation, bounds_of, measured_bounds, remainder, truncated_svd
@@ -341,3 +343,29 @@ def test_a_lower_figure_that_comes_from_another_approximation_is_as_probable_as_
     assert 0.9 * optimum <= frobenius.lower <= optimum
     assert frobenius.delta is not None
     assert frobenius.delta["lower"] == pytest.approx(1e-10)
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes that matrix products are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "dot"):
+            self.dtypes |= {arg.dtype for arg in args if isinstance(arg, Tensor)}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("spectral", [True, False])
+@pytest.mark.parametrize("accuracy", [2e-3, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.usefixtures("large")
+def test_nothing_is_computed_in_half_precision(dtype: torch.dtype, accuracy: float, spectral: bool) -> None:
+    """Products in float16 are hundreds of times slower than others on a processor."""
+    w = with_spectrum(120, 160, SPECTRA["slow"]).to(torch.float16)
+    with Products() as seen:
+        truncated_svd(w, 8, accuracy=accuracy, dtype=dtype, spectral=spectral)
+    assert seen.dtypes
+    assert torch.float16 not in seen.dtypes
