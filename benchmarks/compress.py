@@ -120,7 +120,7 @@ def plain_parts(folder: Path, result: Path, scratch: Path, *, only_files: bool) 
     def truncate(item: tuple[str, int]) -> None:
         path, name = places[item[0]]
         with safe_open(path, framework="pt") as handle:
-            truncated_svd(handle.get_tensor(name), item[1])
+            truncated_svd(handle.get_tensor(name), item[1], spectral=True)  # as the command line does
 
     with timed(parts, "truncated_svd"):
         side_by_side(truncate, list(ranks_of(result).items()))
