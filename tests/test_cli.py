@@ -1,11 +1,13 @@
 """The command line: help with examples, options that are relied on, JSON for machines, progress only for people."""
 
+import contextlib
 import io
 import json
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -331,3 +333,27 @@ def test_too_little_memory_is_told_in_a_sentence(error: Exception, monkeypatch: 
     outcome = cli("recipes")
     assert outcome.code == 2
     assert outcome.sentence.startswith("out of memory: close other programs")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_other_code_makes_an_error_of_is_still_one(
+    number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Compiled code that was called back into answers with errors of its own.
+    def swallow(*, standalone_mode: bool) -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(sys.modules["eckart.cli.main"], "app", swallow)
+    outcome = cli("compress")
+    assert (outcome.code, outcome.sentence) == (code, "stopped; the same command goes on from here")
+
+
+def test_without_a_signal_an_error_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*, standalone_mode: bool) -> None:
+        raise ValueError("no signal was sent")
+
+    monkeypatch.setattr(sys.modules["eckart.cli.main"], "app", fail)
+    with pytest.raises(ValueError, match="no signal was sent"):
+        cli("compress")

@@ -68,18 +68,31 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
+def _run(received: list[int]) -> object:
+    """The command; whatever it ends with after a signal, it was stopped: C code that calls back makes other errors of ours."""
+    try:
+        # Not standalone: click would answer Ctrl-C with exit code 1 and a wrong option with half a screen.
+        return app(standalone_mode=False)
+    except BaseException as error:
+        if received and not isinstance(error, _Stopped):
+            raise _Stopped(128 + received[0]) from error
+        raise
+
+
 def main() -> None:
     """Run the command line and exit with its code."""
 
+    received: list[int] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         raise _Stopped(128 + number)
 
     _give_memory_back()
     hf_logging.set_verbosity_error()  # what it warns of is refused in a sentence here, or is no concern of the user's
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        # Not standalone: click would answer Ctrl-C with exit code 1 and a wrong option with half a screen.
-        code = app(standalone_mode=False)
+        code = _run(received)
     except EckartError as error:
         fail(str(error), error.exit_code)
     except _WrongUse as error:
