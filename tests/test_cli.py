@@ -28,7 +28,7 @@ from eckart.model.walk import Walk
 OPTIONS: dict[str, set[str]] = {
     "compress": {
         "--output", "-o", "--keep", "--bytes", "--recipe", "--ranks", "--only", "--exclude", "--calibration", "--tokens",
-        "--window", "--seed", "--device", "--dry-run", "--restart", "--json",
+        "--window", "--seed", "--device", "--quick", "--dry-run", "--restart", "--json",
     },
     "verify": {"--against", "--calibration", "--json"},
     "densify": {"--output", "-o", "--restart", "--json"},

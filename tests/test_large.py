@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ RECIPES = {
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     as_if_large(monkeypatch)
-    as_if_large(monkeypatch, "model.verify")
+    as_if_large(monkeypatch, "model.verify", "model.recheck")
     # A tail of a few dozen values falls too fast for the extrapolation; any result will do here.
     monkeypatch.setattr(randomized, "FLOAT32_ENERGY", 0.0)
 
@@ -38,12 +39,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("model") / "model", sharded=True)
 
 
-def compressed(model: Path, out: Path, kind: str, keep: str = "0.3") -> tuple[str, ...]:
+def compressed(model: Path, out: Path, kind: str, keep: str = "0.3", *, quick: bool = False) -> tuple[str, ...]:
     """Compress; the options with which the result is verified against everything."""
     text = calibration_text(out.parent / "text.txt")
     calibrated = ("--calibration", str(text)) if kind != "svd" else ()
     tokens = CALIBRATED if calibrated else ()
-    outcome = cli("compress", model, "-o", out, "--keep", keep, *RECIPES[kind], *calibrated, *tokens)
+    outcome = cli(
+        "compress",
+        model,
+        "-o",
+        out,
+        "--keep",
+        keep,
+        *RECIPES[kind],
+        *calibrated,
+        *tokens,
+        *(["--quick"] if quick else []),
+    )
     assert outcome.code == 0, outcome.err
     return ("--against", str(model), *calibrated)
 
@@ -51,6 +63,82 @@ def compressed(model: Path, out: Path, kind: str, keep: str = "0.3") -> tuple[st
 def bounds(out: Path) -> list[tuple[str, dict[str, Any]]]:
     table = json.loads((out / "eckart.json").read_text())
     return [(m["name"], bound) for m in table["matrices"] if m["rank"] for bound in m["bounds"]]
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_quick_bounds_hold_and_leave_the_spectral_norm_out(model: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    against = compressed(model, out, kind, quick=True)
+    assert {bound["norm"] for _, bound in bounds(out)} == {
+        "svd": {"frobenius"},
+        "svd allocated": {"frobenius"},
+        "asvd uniform": {"activation scale", "frobenius"},
+        "svd-llm": {"input gram", "frobenius"},
+    }[kind]
+    outcome = cli("verify", out, *against)
+    assert outcome.code == 0, outcome.out
+    if kind in ("svd", "svd allocated"):
+        checkpoint, certain = Checkpoint(model), [b for _, b in bounds(out) if "delta" not in b]
+        assert certain
+        for name, bound in bounds(out):
+            optimum = float(
+                np.linalg.norm(lapack_values(checkpoint.read(f"{name}.weight"))[checkpoint_rank(out, name) :])
+            )
+            assert bound["lower"] <= optimum <= bound["upper"]
+
+
+@pytest.mark.parametrize(
+    ("figure", "change"),
+    [
+        ("lower", lambda bound: bound["achieved"]),
+        ("achieved", lambda bound: 0.98 * bound["achieved"]),
+        ("achieved", lambda bound: bound["upper"]),
+        ("upper", lambda bound: 1.1 * bound["upper"]),
+        ("scale", lambda bound: 1.01 * bound["scale"]),
+    ],
+)
+def test_quick_figures_that_are_not_true_are_found(
+    model: Path, tmp_path: Path, figure: str, change: Callable[[dict[str, float]], float]
+) -> None:
+    out = tmp_path / "out"
+    against = compressed(model, out, "svd", quick=True)
+    chosen = next(name for name, bound in bounds(out) if bound["lower"] < 0.9 * bound["achieved"])
+
+    def falsify(table: dict[str, Any]) -> None:
+        bound = next(m for m in table["matrices"] if m["name"] == chosen)["bounds"][0]
+        bound["upper"] = max(bound["upper"], 1.01 * bound["achieved"])
+        bound[figure] = change(bound)
+
+    edit_json(out / "eckart.json", falsify)
+    outcome = cli("verify", out, *against)
+    assert outcome.code == 1, outcome.out
+    assert f"{chosen}: {figure} in the frobenius norm" in outcome.out
+
+
+def test_a_lower_figure_that_is_too_modest_is_still_true(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    against = compressed(model, out, "svd", quick=True)
+    chosen = next(name for name, bound in bounds(out) if bound["lower"] < 0.9 * bound["achieved"])
+
+    def halve(table: dict[str, Any]) -> None:
+        next(m for m in table["matrices"] if m["name"] == chosen)["bounds"][0]["lower"] *= 0.5
+
+    edit_json(out / "eckart.json", halve)
+    assert cli("verify", out, *against).code == 0
+
+
+def test_that_bounds_are_quick_cannot_be_claimed_or_denied(model: Path, tmp_path: Path) -> None:
+    for quick in (True, False):
+        out = tmp_path / f"quick {quick}"
+        against = compressed(model, out, "svd", quick=quick)
+
+        def turn(table: dict[str, Any], quick: bool = quick) -> None:
+            table["request"]["quick"] = not quick
+
+        edit_json(out / "eckart.json", turn)
+        outcome = cli("verify", out, *against)
+        assert outcome.code == 1
+        assert "norm" in outcome.sentence
 
 
 @pytest.mark.parametrize("kind", RECIPES)

@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     ``window``: tokens a window; by default the smaller of the model's context and 2048.
     ``seed``: decides everything that is random, and is recorded; by default 0.
     ``device``: where blocks run and matrices are decomposed; by default ``cpu``.
+    ``quick``: leave out the spectral norm, and where the smaller side is above 1024 the lower bound that comes near the optimum.
     """
 
     keep: float | None
@@ -49,6 +50,7 @@ class Options(TypedDict, total=False):
     window: int | None
     seed: int
     device: str
+    quick: bool
 
 
 def compress(
@@ -101,6 +103,7 @@ def _read(options: Options) -> tuple[Compress, Request]:
         window=options.get("window"),
         seed=options.get("seed", Request.seed),
         device=options.get("device", Request.device),
+        quick=options.get("quick", Request.quick),
     )
     return _resolved(recipe, ranks), request
 

@@ -166,10 +166,10 @@ class Counted:
 
 
 def test_who_does_not_converge_is_given_up_after_the_steps() -> None:
-    """Values that hardly fall, and an accuracy beyond reach: a start and eight steps of two products each, no more."""
+    """Values that hardly fall, and an accuracy beyond reach: a start, eight steps of two products each and one to judge by, no more."""
     a = Counted(InMemory(with_spectrum(300, SIDE, INDEX**-0.1).to(torch.float32)))
     assert leading_subspace(a, 5, accuracy=1e-5, rng=generator(), energy=float((INDEX**-0.2).sum())) is None
-    assert a.products == 1 + 2 * STEPS
+    assert a.products == 1 + 2 * STEPS + 1
 
 
 def test_the_energy_of_products_must_be_given() -> None:

@@ -196,9 +196,9 @@ def test_the_lower_figure_is_a_theorem_worked_by_hand() -> None:
     w = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
     op = Factors(torch.tensor([[3.0], [0.0], [0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0, 0.0]]).double())
     frobenius, spectral = measured_bounds(w, op, Metric.plain(), None, rng=generator())
-    assert frobenius.lower == pytest.approx(math.sqrt(5), rel=1e-5)
+    assert frobenius.lower == pytest.approx(math.sqrt(5), rel=1e-4)
     assert frobenius.achieved == pytest.approx(math.sqrt(5), rel=1e-12)
-    assert spectral.lower == pytest.approx(2.0, rel=1e-5)
+    assert spectral.lower == pytest.approx(2.0, rel=1e-4)
     # Through the second entry instead: b = 4, v = 9, so up to 9 may be captured, and 5 of 14 is left as well.
     other = Factors(torch.tensor([[0.0], [2.0], [0.0]], dtype=torch.float64), torch.tensor([[0.0, 1.0, 0.0]]).double())
     frobenius, _ = measured_bounds(w, other, Metric.plain(), None, rng=generator())

@@ -14,8 +14,8 @@ from eckart.metric import Metric
 class Prepared(Protocol):
     """The analysis of one matrix, from which a fit of any rank can be taken."""
 
-    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator) -> Fit:
-        """The approximation of this rank with factors stored in ``dtype``."""
+    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool) -> Fit:
+        """The approximation of this rank with factors stored in ``dtype``, with a bound in the spectral norm if wanted."""
 
     def error(self, rank: int, rng: Generator) -> float:
         """The error in the metric that ``fit`` will come to, but for the rounding of its factors."""

@@ -83,6 +83,10 @@ def compress(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
     device: Annotated[str, typer.Option(help="Where to compute, e.g. cpu or cuda.")] = "cpu",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Twice as fast on large matrices: no spectral norm, and a looser lower bound."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; what was measured is kept for the run.")
     ] = False,
@@ -112,6 +116,7 @@ def compress(
         "window": window,
         "seed": seed,
         "device": device,
+        "quick": quick,
     }
     with show.progress() as progress:
         if dry_run:

@@ -81,7 +81,6 @@ def _run(received: list[int]) -> object:
 
 def main() -> None:
     """Run the command line and exit with its code."""
-
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ def print_compressed(done: Compressed) -> None:
     """What was made: a line per matrix, sizes, losses and the place."""
     rows = []
     for matrix in done.matrices:
-        own, spectral = matrix.bounds[0], matrix.bounds[-1]
+        own, spectral = matrix.bounds[0], next((b for b in matrix.bounds if b.norm == "spectral"), None)
         rows.append(
             (
                 matrix.name,
@@ -30,7 +30,7 @@ def print_compressed(done: Compressed) -> None:
                 human_bytes(matrix.bytes),
                 percent(own.relative),
                 "-" if own.excess is None else f"{own.excess:.4f}",
-                percent(spectral.relative),
+                "-" if spectral is None else percent(spectral.relative),
             )
         )
     norm = next((m.bounds[0].norm for m in done.matrices if m.rank is not None), "frobenius")

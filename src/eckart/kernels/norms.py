@@ -32,15 +32,20 @@ class SpectralNorm:
 def frobenius_norm(a: Tensor) -> float:
     """The root of the sum of all squared entries of ``a``, added up in float64 whatever its dtype.
 
-    A panel at a time: a copy of the whole in float64 would take several times as long as the sum.
+    A panel at a time through one piece of memory: a copy of the whole, or new memory for each panel, would take several times
+    as long as the sum.
 
     >>> frobenius_norm(torch.tensor([[3.0], [4.0]]).to(torch.bfloat16))
     5.0
     """
     if a.numel() == 0:
         return 0.0
-    panels = a.split(max(1, PANEL // a[0].numel()))
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.to(torch.float64)) for p in panels])))
+    rows = min(max(1, PANEL // a[0].numel()), len(a))
+    wide, total = a.new_empty(rows, a[0].numel(), dtype=torch.float64), a.new_zeros((), dtype=torch.float64)
+    for panel in a.split(rows):
+        part = wide[: len(panel)].copy_(panel.reshape(len(panel), -1)).view(-1)
+        total += part.dot(part)
+    return float(total.sqrt())
 
 
 def spectral_norm(e: Tensor, rng: Generator) -> SpectralNorm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -9,11 +10,10 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from eckart.kernels.convergence import Outlook
 from eckart.kernels.norms import frobenius_norm
 
-# What the remainders promise is too little: by a factor of two at the most, but for the first steps.
-CAUTION, AT_FIRST = 2.25, 24.0
-STEPS = 8  # products with A A^T at the most; who has not converged by then is better served by an exact route
+STEPS = 8  # products with A A^T at the most; what has not converged by then is better served by an exact route
 # The mean square of what rounding to bfloat16 does to a number, relative to its square: noise in every column of a
 # product, of the size of the column, which takes room from the weak directions.
 BFLOAT16_NOISE = 2.0**-16 / 6
@@ -25,6 +25,8 @@ FLOAT32_RANGE = 1e-4
 FLOAT32_ENERGY = 1e-6
 # The energies by which convergence is judged are as good as the products: in bfloat16 to about this, relatively.
 BFLOAT16_ENERGY = 5e-5
+# Energies below this share of the largest are not to be had from a Gram matrix in float32.
+ROUGH = 1e-4
 # Rows whose products are added up before they are added to the others: the rounding of a sum grows with its longest chain.
 CHAIN = 128
 
@@ -122,6 +124,14 @@ class Subspace:
     steps: int
     excess: float | None
 
+    @cached_property
+    def skew(self) -> float:
+        """``norm(basis.T @ basis - 1)``, Frobenius: how far the basis is from being orthonormal, and ``u`` at the most."""
+        wide = self.basis.to(torch.float64)
+        gram = wide.T @ wide
+        gram.diagonal().sub_(1.0)
+        return float(torch.linalg.vector_norm(gram))
+
 
 def oversampling(rank: int, side: int) -> int:
     """How many directions are taken along beyond ``rank``: half as many again, at least 8, where there are so many.
@@ -137,13 +147,15 @@ def oversampling(rank: int, side: int) -> int:
 def leading_subspace(
     a: Tensor | Products, rank: int, *, accuracy: float, rng: Generator, energy: float | None = None
 ) -> Subspace | None:
-    """Subspace iteration with a Gaussian start (Halko, Martinsson and Tropp 2011, algorithm 4.4), stopped by its remainders.
+    """Subspace iteration with shifts from a Gaussian start, stopped by its remainders.
 
-    Every step comes to a basis Q and the energies that its best directions capture. The next product shows how much of each
-    direction's image lies beside Q, and so how much energy a basis that contains it will still miss (``still_missing``); iteration ends
-    when that leaves the error within ``1 + accuracy`` of the smallest possible one. Products run in bfloat16 where the matrix unit
-    has them and the range of the values allows it, else in float32; the last one, with what is returned, always in float32.
-    ``energy`` is the sum of all squared entries; of a tensor it is found out.
+    Every step comes to a basis Q and the energies that its best directions capture, and multiplies Q by ``A A^T - e / 2``, e being the
+    last of them: what is between 0 and e comes out at e / 2 at most, so that wanted directions gain on it in one step what
+    takes them about one and a half by ``A A^T`` alone (Feng, Xie, Song, Yu and Tang 2018, dynamic shifts). That product shows how
+    much of each direction's image lies beside Q, and so how much the next basis will miss; where that leaves the error within
+    ``1 + accuracy`` of the smallest possible one, the next basis is judged by what it gained, and returned if it holds
+    (``convergence.Outlook``). Products run in bfloat16 where the matrix unit has them and the range of the values allows it,
+    else in float32; what is returned comes from one in float32. ``energy`` is the sum of all squared entries; of a tensor it is found out.
 
     ``None`` where that is not reached in ``STEPS`` steps, or where the wanted values or what remains beyond them are so small
     that float32 can't tell them from rounding: an exact route is needed there. Deterministic for a state of ``rng``.
@@ -162,38 +174,80 @@ def leading_subspace(
     side = rank + oversampling(rank, min(m, n))
     narrow = a.narrows
     y = a.times(torch.randn(n, side, generator=rng).to(a.device), narrow=narrow)  # (m, side)
-    captured: float | None = None
-    missed = 0.0
-    for step in range(1, STEPS + 1):
-        q = conditioned(y)  # (m, side)
-        z = a.transposed_times(q, narrow=narrow)  # (n, side)
-        energies, turn = torch.linalg.eigh((z.T @ z).to(torch.float64))
-        energies, turn = energies.flip(0).clamp(min=0), turn.flip(1).to(z.dtype)
-        before, captured = captured, float(energies[:rank].sum())
+    outlook: Outlook | None = None  # where there is one, the basis that comes may be the last
+    before = y.new_zeros(side, dtype=torch.float64)
+    for step in range(STEPS + 1):
+        q = conditioned(y) if outlook is None else torch.linalg.qr(y).Q  # (m, side)
+        z = a.transposed_times(q, narrow=narrow and outlook is None)  # (n, side)
+        energies, turn = ritz_values(z, fine=outlook is not None)
+        tail = max(energy - float(energies[:rank].sum()), 0.0)
         reach = float(energies[rank - 1] / energies[0]) ** 0.5 if float(energies[0]) > 0 else 0.0
-        tail = max(energy - captured, 0.0)
         allowed = 2 * accuracy * tail
         if reach < FLOAT32_RANGE or allowed < FLOAT32_ENERGY * energy:
             return None
-        noise = BFLOAT16_NOISE * float(energies.sum())
-        blurred = narrow and (noise > allowed / 4 or allowed < BFLOAT16_ENERGY * captured)
+        if outlook is not None:
+            missed = outlook.missed((energies - before)[:rank], energies, step)
+            if missed <= allowed:
+                return _subspace(q, z, energies, turn, rank, step, missed / (2 * tail))
+        if step == STEPS:
+            return None
+        blurred = narrow and _blurs(energies, rank, allowed)
         narrow = narrow and not blurred
-        lengths = energies.clamp(min=float(energies[0]) * FLOAT32_RANGE**2).sqrt().to(z.dtype)
-        even = reach >= EVEN
-        y = a.times(z / lengths[0] if even else z @ (turn / lengths), narrow=narrow)
-        # The images of the best directions' images, as far as they lie beside the basis.
-        image = lengths[0] * (y @ turn[:, :rank]) if even else y[:, :rank] * lengths[:rank]
-        beside = torch.linalg.vector_norm(
-            image - q @ (turn * energies.to(z.dtype))[:, :rank], dim=0, dtype=torch.float64
-        )
-        now, then = still_missing(energies, beside.square())
-        caution = CAUTION + AT_FIRST / step**3
-        if before is not None and missed and not blurred:
-            caution *= max(0.0, captured - before + now) / missed  # how the last promise was kept
-        missed, excess = now, caution * then / (2 * tail) if tail else 0.0
-        if excess <= accuracy and not blurred:
-            return ritz_subspace(a, torch.linalg.qr(y).Q, rank, step, excess)
+        y, beside = _shifted(a, q, z, energies, turn, rank, even=reach >= EVEN, narrow=narrow)
+        found = Outlook.of(energies, beside)
+        # Energies by which a gain is measured must not be blurred themselves.
+        outlook = found if found.hoped(step) <= allowed and not blurred else None
+        before = energies
     return None
+
+
+def ritz_values(z: Tensor, *, fine: bool) -> tuple[Tensor, Tensor]:
+    """The eigenvalues of ``z.T @ z`` (k, k), the largest first and none below zero, and the eigenvectors; both in float64.
+
+    Unless it is to be ``fine``, float32 serves where the smallest one that is of use stands out from its rounding.
+
+    >>> ritz_values(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), fine=True)[0].tolist()
+    [4.0, 1.0]
+    """
+    if not fine:
+        # By a power of two, so that a scale of the matrix changes nothing: LAPACK would scale small values by another number.
+        unit = 2.0 ** math.frexp(float(z.abs().max()))[1]
+        energies, turn = torch.linalg.eigh((z.T / unit) @ (z / unit))
+        if float(energies[0]) > ROUGH * float(energies[-1]):
+            return energies.to(torch.float64).flip(0) * unit**2, turn.to(torch.float64).flip(1)
+    wide = z.to(torch.float64)
+    energies, turn = torch.linalg.eigh(wide.T @ wide)
+    return energies.flip(0).clamp(min=0), turn.flip(1)
+
+
+def _blurs(energies: Tensor, rank: int, allowed: float) -> bool:
+    """Whether rounding to bfloat16 takes room from wanted directions, or hides what is to be seen of them."""
+    noise = BFLOAT16_NOISE * float(energies.sum())
+    return noise > allowed / 4 or allowed < BFLOAT16_ENERGY * float(energies[:rank].sum())
+
+
+def _shifted(
+    a: Products, q: Tensor, z: Tensor, energies: Tensor, turn: Tensor, rank: int, *, even: bool, narrow: bool
+) -> tuple[Tensor, Tensor]:
+    """Columns that span ``(A A^T - e_k / 2) q``, and the squared parts (rank,) of ``A A^T`` of the best directions beside ``q``.
+
+    ``z`` is ``A.T @ q``. Unless its columns are nearly as long as each other both are turned to the Ritz directions, and columns made
+    equally long.
+    """
+    lengths = energies.clamp(min=float(energies[0]) * FLOAT32_RANGE**2).sqrt().to(z.dtype)
+    turned, shift, values = turn.to(z.dtype), float(energies[-1]) / 2, energies.to(z.dtype)
+    if even:
+        y = a.times(z / lengths[0], narrow=narrow)
+        image = lengths[0] * (y @ turned[:, :rank])
+        image.sub_(q @ (turned * values)[:, :rank])
+        y.sub_(q, alpha=shift / float(lengths[0]))
+    else:
+        q = q @ turned
+        y = a.times((z @ turned).div_(lengths), narrow=narrow)
+        image = y[:, :rank] * lengths[:rank]
+        image.sub_(q[:, :rank] * values[:rank])
+        y.sub_(q.div_(lengths), alpha=shift)
+    return y, torch.linalg.vector_norm(image, dim=0, dtype=torch.float64).square()
 
 
 def subspace_iteration(a: Products, rank: int, *, steps: int, oversampling: int, rng: Generator) -> Subspace:
@@ -215,35 +269,22 @@ def subspace_iteration(a: Products, rank: int, *, steps: int, oversampling: int,
     return ritz_subspace(a, torch.linalg.qr(a.times(x, narrow=False)).Q, rank, steps, None)
 
 
-def still_missing(energies: Tensor, beside: Tensor) -> tuple[float, float]:
-    """The energy that the leading directions of a basis miss, and that they will miss one step later; both estimated.
-
-    ``energies`` (k,) are all Ritz values of ``A A^T`` in the basis. A direction of energy e whose image under ``A A^T`` has the squared
-    part ``beside`` (rank,) outside of the basis, where energies are about the last one l at most, gains by the
-    eigenvalue of ``[[e, c], [c, l]]`` over e. One step multiplies what it misses by ``(l / e)^2``.
-
-    >>> still_missing(torch.tensor([2.0, 1.0]), torch.tensor([0.75]))
-    (0.5, 0.125)
-    """
-    wanted, last = energies[: len(beside)], energies[-1]
-    half = (wanted - last) / 2
-    gain = (half.square() + beside).sqrt() - half
-    factor = torch.where(wanted > 0, last / wanted, torch.ones_like(wanted)).square()
-    return float(gain.sum()), float((gain * factor).sum())
-
-
 def ritz_subspace(a: Products, q: Tensor, rank: int, steps: int, excess: float | None) -> Subspace:
     """The ``rank`` best directions within the span of orthonormal ``q`` (m, k): Rayleigh's and Ritz' way."""
-    b = a.transposed_times(q, narrow=False)  # (n, k)
-    wide = b.to(torch.float64)
-    energies, turn = torch.linalg.eigh(wide.T @ wide)
-    turn = turn.flip(1)[:, :rank]
+    z = a.transposed_times(q, narrow=False)  # (n, k)
+    return _subspace(q, z, *ritz_values(z, fine=True), rank, steps, excess)
+
+
+def _subspace(
+    q: Tensor, z: Tensor, energies: Tensor, turn: Tensor, rank: int, steps: int, excess: float | None
+) -> Subspace:
+    turn = turn[:, :rank]
     return Subspace(
         u=q.to(torch.float64) @ turn,
-        s=energies.flip(0)[:rank].clamp(min=0).sqrt(),
-        image=(wide @ turn).T,
+        s=energies[:rank].sqrt(),
+        image=(z.to(torch.float64) @ turn).T,
         basis=q,
-        beyond=float(energies.flip(0)[rank:].clamp(min=0).sum()),
+        beyond=float(energies[rank:].sum()),
         steps=steps,
         excess=excess,
     )

@@ -12,7 +12,7 @@ from eckart.bound import Bound
 from eckart.kernels.norms import SpectralNorm, frobenius_norm
 from eckart.kernels.svd import EPS, SAFETY, SVD
 from eckart.linalg.factors import Basis
-from eckart.linalg.remainder import Formed, Implicit, Remainder
+from eckart.linalg.remainder import COARSE, Formed, Implicit, Remainder
 from eckart.metric import Metric
 from eckart.operator import Factors, Operator
 
@@ -44,7 +44,6 @@ def measured_bounds(
     optimum: Optimum | None,
     *,
     rng: Generator,
-    basis: Basis | None = None,
     sizes: tuple[float, float] | None = None,
     spectral: bool = True,
 ) -> tuple[Bound, ...]:
@@ -52,7 +51,7 @@ def measured_bounds(
 
     With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
     certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
-    ``basis`` of its left factor and ``sizes``, the norms of the target in the metric and in the Frobenius norm, are computed
+    The ``basis`` of its left factor and ``sizes``, the norms of the target in the metric and in the Frobenius norm, are computed
     where they are not given. The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
     bound widens ``upper``.
 
@@ -67,12 +66,11 @@ def measured_bounds(
     if optimum is None or spectral:
         enclosed = plainly.spectral_norm(rng)
     if optimum is None:
-        basis = basis or Basis.of(op.left, target)
+        basis = _basis(target, op, plainly)
         plain = own = _posterior(plainly, op.right, basis, enclosed)
         if not metric.is_plain:
-            scaled = Basis(basis.q, basis.coordinates, metric.whiten(basis.image))
             weighed = inside.weighed(metric, size)
-            own = _posterior(weighed, metric.whiten(op.right), scaled, weighed.spectral_norm(rng))
+            own = _posterior(weighed, metric.whiten(op.right), basis.in_metric(metric), weighed.spectral_norm(rng))
     else:
         plain = _exact(optimum.plain, rank)
         own = _exact(optimum.whitened, rank)
@@ -96,10 +94,18 @@ def implicit_bounds(
     bounds = [_as_seen("frobenius", plainly, plain)]
     if not metric.is_plain:
         inside = Implicit(target, op, metric.right)
-        scaled = Basis(basis.q, basis.coordinates, metric.whiten(basis.image))
-        own = _posterior(inside, metric.whiten(op.right), scaled, inside.spectral_norm(rng))
+        own = _posterior(inside, metric.whiten(op.right), basis.in_metric(metric), inside.spectral_norm(rng))
         bounds.insert(0, _as_seen(metric.name, inside, own))
     return (*bounds, _spectral(plainly, enclosed, plain))
+
+
+def _basis(target: Tensor, op: Factors, residual: Formed) -> Basis:
+    """By products in float32 where the bounds are not wider for it by more than rounding may make them in general."""
+    if residual.dtype == torch.float32:
+        rough = Basis.rough(op.left, target, residual.scale)
+        if 4 * rough.grain * residual.scale <= COARSE * residual.size**2:
+            return rough
+    return Basis.of(op.left, target)
 
 
 def _exact(found: SVD, rank: int) -> _Floors:
@@ -156,7 +162,7 @@ def _posterior(residual: Remainder, right: Tensor, basis: Basis, enclosed: Spect
     probability, is deterministic. The (r + 1)st singular value is at least that of W seen through Q and a few more directions.
     """
     size, slack, right = residual.size, residual.slack, right.to(torch.float64)
-    grain = SAFETY * EPS * max(residual.shape) * residual.reach
+    grain = SAFETY * EPS * max(residual.shape) * residual.reach + basis.grain
     length = float(torch.linalg.vector_norm(basis.image))
     miss = basis.image - basis.coordinates @ right  # what rounding of the right factor left within the span
     beside = float(torch.linalg.vector_norm(miss))

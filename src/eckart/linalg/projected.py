@@ -42,13 +42,16 @@ class Projected:
         length = lengths(found.image, dtype)
         left = (u * length).to(dtype).contiguous()
         unit = left.to(torch.float64) / length
-        gram = unit.T @ unit
-        beside = gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        gram: Tensor | None = None
         if torch.finfo(dtype).eps <= SINGLE:
             image, span = found.image * flipped[:, None], found.basis
             away = float(torch.linalg.vector_norm(unit - u))
+            # norm(unit.T unit - 1), u lying in the span of the basis and being as orthonormal as that is
+            skew = found.skew + 2 * away * (1 + found.skew) + away**2
             scaled = image
         else:
+            gram = unit.T @ unit
+            skew = float(torch.linalg.vector_norm(_beside(gram)))
             narrow = left.to(torch.float32)
             image = products.transposed_times(narrow, narrow=False).T.to(torch.float64) / length[:, None]
             span, away = unit, 0.0
@@ -63,11 +66,11 @@ class Projected:
         kept = float(scaled.square().sum())
         energy = size**2 - 2 * float((image * scaled).sum()) + kept
         doubt = 2 * grain * math.sqrt(kept) + SAFETY * EPS * max(target.shape) * size**2
-        skew = float(torch.linalg.vector_norm(beside)) * kept
+        skew *= kept
         if skew > COARSE / 10 * energy:
-            s = scaled.to(torch.float32)
+            beside, s = _beside(unit.T @ unit if gram is None else gram), scaled.to(torch.float32)
             energy += float(((beside.to(torch.float32) @ s) * s).sum(dtype=torch.float64))
-            skew *= (len(beside) + 3) * SINGLE
+            skew = (len(beside) + 3) * SINGLE * float(torch.linalg.vector_norm(beside)) * kept
         return cls(Factors(left, right), energy, doubt + skew)
 
     def error(self, target: Tensor, size: float) -> tuple[float, float]:
@@ -86,11 +89,13 @@ def frobenius_bound(projected: Projected, found: Subspace, target: Tensor, size:
     (Cauchy's interlacing). It costs nothing and is loose, since it knows nothing of what lies beside the basis.
     """
     error, slack = projected.error(target, size)
-    q = found.basis.to(torch.float64)
-    skew = q.T @ q
-    skew.diagonal().sub_(1.0)
-    away = float(torch.linalg.vector_norm(skew))
-    off = (InMemory(target).rounding * float(torch.linalg.vector_norm(q)) + away) * size
+    length = float(torch.linalg.vector_norm(found.basis, dtype=torch.float64))
+    off = (InMemory(target).rounding * length + found.skew) * size
     floor = max(0.0, math.sqrt(found.beyond) - off - SAFETY * EPS * max(target.shape) * size)
     achieved = max(error, floor)
     return Bound(norm="frobenius", lower=floor, achieved=achieved, upper=achieved + slack, scale=size)
+
+
+def _beside(gram: Tensor) -> Tensor:
+    """What a Gram matrix of unit columns has beside the identity."""
+    return gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)

@@ -71,22 +71,23 @@ class Truncation:
         """
         checked_rank(rank, self.shape)
         found, how = self._iterated(rank, rng)
-        if found is not None and self.metric.is_plain and not spectral:
-            projected = Projected.on(found, self.target, self.size, dtype)
-            own = frobenius_bound(projected, found, self.target, self.size)
-            return Fit(op=projected.op, bounds=(own,), how=how)
         if found is None:
             u = completed(self._leading(rank), rank)  # (m, r)
-            op, basis = stored(u, self.target, dtype)[0], None
+            op = stored(u, self.target, dtype)[0]
+        elif self.metric.is_plain:
+            projected = Projected.on(found, self.target, self.size, dtype)
+            if not spectral:
+                own = frobenius_bound(projected, found, self.target, self.size)
+                return Fit(op=projected.op, bounds=(own,), how=how)
+            op = projected.op
         else:
-            op, basis = stored(fix_signs(found.u), self.target, dtype)
+            op = stored(fix_signs(found.u), self.target, dtype)[0]
         bounds = measured_bounds(
             self.target,
             op,
             self.metric,
             self.optimum if found is None else None,
             rng=rng,
-            basis=basis,
             sizes=self.sizes,
             spectral=spectral,
         )

@@ -75,6 +75,7 @@ class Certificate:
     only: tuple[str, ...]
     exclude: tuple[str, ...]
     seed: int
+    quick: bool
     calibration: CalibrationRecord | None
     target_bytes: tuple[int, int]
     file_bytes: tuple[int, int]
@@ -112,6 +113,7 @@ class Certificate:
             only=tuple(_text(entry) for entry in _list(request["only"])),
             exclude=tuple(_text(entry) for entry in _list(request["exclude"])),
             seed=_whole(request["seed"], least=None),
+            quick=_truth(request.get("quick", False)),  # older certificates never were
             calibration=None if calibration is None else _calibration(_table(calibration)),
             target_bytes=_before_after(_table(sizes["targets"])),
             file_bytes=_before_after(_table(sizes["files"])),
@@ -186,6 +188,12 @@ def _whole(value: object, least: int | None = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
         above = "" if least is None else f" of at least {least}"
         raise TypeError(f"a whole number{above} is wanted where {str(value)[:40]!r} stands")
+    return value
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false is wanted where {str(value)[:40]!r} stands")
     return value
 
 

@@ -186,6 +186,7 @@ def _open_run(
         "exclude": list(request.exclude),
         "seed": request.seed,
         "device": request.device,
+        "quick": request.quick,
         "calibration": calibration,
         "companions": {name: sha256_of(checkpoint.folder / name) for name in checkpoint.companions()},
     }
@@ -306,6 +307,7 @@ def _certificate(
             "exclude": list(run.request.exclude),
             "seed": run.request.seed,
             "device": run.request.device,
+            "quick": run.request.quick,
         },
         "calibration": run.calibration,
         "source": run.source,

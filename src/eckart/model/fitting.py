@@ -67,6 +67,7 @@ def _fit_block(
     metrics = run.metrics(targets, moments)
     records: dict[str, dict[str, object]] = {label: {} for label in candidates}
     tensors: dict[str, dict[str, Tensor]] = {label: {} for label in candidates}
+    spectral = not run.request.quick
 
     def fit(target: Target) -> dict[str, tuple[Operator | None, tuple[Bound, ...]]]:
         weight = run.weight(target)
@@ -75,9 +76,9 @@ def _fit_block(
         for label, ranks in candidates.items():
             rank, rng = ranks[target.name], run.rng(f"{target.name}/norm")
             if rank is None:
-                found[label] = None, exact_bounds(weight, rng)
+                found[label] = None, exact_bounds(weight, rng, spectral=spectral)
             else:
-                fitted = prepared.fit(rank, dtype=target.dtype, rng=rng)
+                fitted = prepared.fit(rank, dtype=target.dtype, rng=rng, spectral=spectral)
                 found[label] = fitted.op, fitted.bounds
         return found
 
@@ -92,9 +93,11 @@ def _fit_block(
     return records, [factors_file(label, block) for label in candidates]
 
 
-def exact_bounds(weight: Tensor, rng: Generator) -> tuple[Bound, ...]:
+def exact_bounds(weight: Tensor, rng: Generator, *, spectral: bool) -> tuple[Bound, ...]:
     """The bounds of a matrix that is stored as it was."""
-    scales = {"frobenius": Metric.plain().norm(weight), "spectral": spectral_norm(weight, rng).value}
+    scales = {"frobenius": Metric.plain().norm(weight)}
+    if spectral:
+        scales["spectral"] = spectral_norm(weight, rng).value
     return tuple(Bound(norm=name, lower=0.0, achieved=0.0, upper=0.0, scale=scale) for name, scale in scales.items())
 
 

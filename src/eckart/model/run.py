@@ -39,6 +39,7 @@ class Request:
     """What is to be done to a model: one of ``keep`` and ``size``, and where the statistics come from.
 
     ``keep`` is the share of the targets' bytes that may remain, ``size`` the bytes of all safetensors files together.
+    ``quick`` leaves out the spectral norm, and for large matrices the lower bound that comes near the optimum.
     Raises ``EckartError`` for values that make no sense.
     """
 
@@ -51,6 +52,7 @@ class Request:
     window: int | None = None
     seed: int = 0
     device: str = "cpu"
+    quick: bool = False
 
     def __post_init__(self) -> None:
         if (self.keep is None) == (self.size is None):

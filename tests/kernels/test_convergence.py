@@ -1,0 +1,110 @@
+"""What an iteration is said to miss, against what it does miss: spectra are known, so that both can be had."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from market import generator
+from torch import Tensor
+
+from eckart.kernels.convergence import SEEN, Outlook, contractions
+from eckart.kernels.randomized import oversampling
+
+SIDE = 700
+INDEX = torch.arange(1, SIDE + 1, dtype=torch.float64)
+EVENLY = torch.linspace(0, 1, SIDE, dtype=torch.float64)
+SPECTRA = {
+    "k^-0.2": INDEX**-0.2,
+    "k^-0.35": INDEX**-0.35,
+    "k^-0.5": INDEX**-0.5,
+    "k^-0.7": INDEX**-0.7,
+    "1/k": 1 / INDEX,
+    "slow, ending": INDEX**-0.2 * (1 - INDEX / (SIDE + 1)).sqrt(),
+    "exponential": torch.exp(-INDEX / 30) + 1e-2,
+    "slowly exponential": torch.exp(-INDEX / 300) + 1e-2,
+    "step": torch.where(INDEX < 100, 1.0, 0.5) * torch.ones(SIDE, dtype=torch.float64),
+    "linear": 1 - 0.98 * EVENLY,
+    "quadratic": (1 - EVENLY) ** 2 + 1e-3,
+    "spiked": torch.cat([torch.linspace(20, 3, 40, dtype=torch.float64), (1 - 0.98 * EVENLY)[:-40]]),
+    "above a floor": (1 / INDEX + 1e-3).sqrt(),
+}
+NEGLIGIBLE = 1e-4  # as a share of the error; what is missed there is of no concern to anybody
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A basis as the iteration sees it, and the energy that it misses."""
+
+    energies: Tensor
+    outlook: Outlook
+    missed: float
+
+
+def iterated(s: Tensor, rank: int, steps: int) -> Iterator[Seen]:
+    """The same iteration on ``diag(s)``, to which any matrix with these values comes by rotations, in float64."""
+    y = s[:, None] * torch.randn(SIDE, rank + oversampling(rank, SIDE), generator=generator(rank), dtype=torch.float64)
+    for _ in range(steps):
+        q = torch.linalg.qr(y).Q
+        image = s.square()[:, None] * q
+        energies, turn = torch.linalg.eigh(q.T @ image)
+        energies, turn = energies.flip(0), turn.flip(1)
+        beside = torch.linalg.vector_norm((image @ turn - q @ turn * energies)[:, :rank], dim=0).square()
+        missed = float(s[:rank].square().sum() - energies[:rank].sum())
+        yield Seen(energies, Outlook.of(energies, beside), missed)
+        y = image - energies[-1] / 2 * q
+
+
+@pytest.mark.parametrize("rank", [8, 24, 64, 170])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_what_is_missed_is_within_what_is_said(name: str, rank: int) -> None:
+    s = SPECTRA[name]
+    tail = float(s[rank:].square().sum())
+    seen = list(iterated(s, rank, 6))
+    for step, (before, after) in enumerate(itertools.pairwise(seen), start=1):
+        assert after.missed <= max(SEEN * before.outlook.now, 2 * NEGLIGIBLE * tail)
+        told = before.outlook.missed((after.energies - before.energies)[:rank], after.energies, step)
+        assert after.missed <= max(told, 2 * NEGLIGIBLE * tail)
+
+
+@pytest.mark.parametrize("name", ["k^-0.5", "slow, ending", "1/k", "quadratic"])
+def test_it_is_not_said_to_be_much_worse_than_it_is(name: str) -> None:
+    s, rank = SPECTRA[name], 64
+    seen = list(iterated(s, rank, 4))
+    told = [
+        b.outlook.missed((a.energies - b.energies)[:rank], a.energies, step)
+        for step, (b, a) in enumerate(itertools.pairwise(seen), start=1)
+    ]
+    assert told[1] <= 2.2 * seen[2].missed
+    assert told[2] <= 2.2 * seen[3].missed
+
+
+def test_a_shift_is_worth_half_a_step() -> None:
+    """Two steps with shifts miss less than half of what two steps without them do, and twice what three such steps do at the most."""
+    s, rank = SPECTRA["k^-0.5"], 64
+    shifted = [seen.missed for seen in iterated(s, rank, 3)]
+    y = s[:, None] * torch.randn(SIDE, rank + oversampling(rank, SIDE), generator=generator(rank), dtype=torch.float64)
+    plain = []
+    for _ in range(4):
+        q = torch.linalg.qr(y).Q
+        plain.append(
+            float(s[:rank].square().sum() - torch.linalg.eigvalsh(q.T @ (s.square()[:, None] * q)).flip(0)[:rank].sum())
+        )
+        y = s.square()[:, None] * q
+    assert shifted[2] <= plain[2] / 2
+    assert shifted[2] <= 2 * plain[3]
+
+
+def test_flat_values_miss_nothing() -> None:
+    """No gap and no gain: what is not there is not waited for."""
+    energies = torch.ones(12, dtype=torch.float64)
+    outlook = Outlook.of(energies, torch.full((8,), 1e-20, dtype=torch.float64))
+    assert outlook.hoped(1) <= 1e-8
+    assert outlook.missed(torch.full((8,), 1e-16, dtype=torch.float64), energies, 2) <= 1e-8
+
+
+def test_zero_values_have_no_rate() -> None:
+    assert contractions(torch.tensor([1.0, 0.0, 0.0]), 2).tolist() == [0.0, 1.0]
