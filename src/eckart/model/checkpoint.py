@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -141,12 +141,15 @@ class Checkpoint:
     def read_finite(self, name: str) -> Tensor:
         """As ``read``; raises ``EckartError`` if there is NaN or infinity in it."""
         tensor = self.read(name)
+        self._check_finite(name, tensor)
+        return tensor
+
+    def _check_finite(self, name: str, tensor: Tensor) -> None:
         if tensor.is_floating_point() and not all(_is_finite(piece) for piece in _pieces(tensor)):
             file, _ = self.tensors[name]
             raise EckartError(
                 f"{self.folder / file}: tensor {name} holds NaN or infinity; no error of it could be stated"
             )
-        return tensor
 
     def metadata(self, file: str) -> dict[str, str]:
         """The metadata of one of the weight files."""
@@ -160,10 +163,19 @@ class Checkpoint:
         """The bytes of all safetensors files together."""
         return sum((self.folder / name).stat().st_size for name in self.files)
 
-    def file_hashes(self) -> dict[str, str]:
-        """SHA-256 of the config and of each weight file."""
-        names = ["config.json", *self.files]
-        return dict(zip(names, side_by_side(lambda name: sha256_of(self.folder / name), names), strict=True))
+    def file_hashes(self, finite: Collection[str] = ()) -> dict[str, str]:
+        """SHA-256 of the config and of each weight file, from one pass over the files.
+
+        Raises ``EckartError`` if there is NaN or infinity in one of the tensors that are to be ``finite``.
+        """
+
+        def look(name: str, tensor: Tensor) -> None:
+            if name in finite:
+                self._check_finite(name, tensor)
+
+        config = {"config.json": sha256_of(self.folder / "config.json")}
+        hashes = side_by_side(lambda name: self._open[name].sha256(look), self.files)
+        return config | dict(zip(self.files, hashes, strict=True))
 
     def companions(self) -> list[str]:
         """Files beside the weights that belong to the model: tokenizer, generation config, templates, licence."""

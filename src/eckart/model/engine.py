@@ -176,7 +176,9 @@ def _open_run(
     calibration: dict[str, object] | None = None
     if recipe.needs:
         walk, calibration = _calibration(skeleton, request)
-    source = checkpoint.file_hashes()
+    _check_budget(skeleton, targets, request)
+    skeleton.check_weights()
+    source = checkpoint.file_hashes(finite=skeleton.stored)
     header = environment() | {
         "source": source,
         "recipe": recipe.describe(),
@@ -190,8 +192,6 @@ def _open_run(
         "calibration": calibration,
         "companions": {name: sha256_of(checkpoint.folder / name) for name in checkpoint.companions()},
     }
-    _check_budget(skeleton, targets, request)
-    skeleton.check_weights()
     journal = Journal(work_folder(out), header, restart=restart)
     return Run(
         checkpoint=checkpoint,

@@ -22,7 +22,6 @@ from transformers.utils import logging as hf_logging
 
 from eckart.errors import EckartError, first_line
 from eckart.model.checkpoint import Checkpoint
-from eckart.model.workers import side_by_side
 
 
 class Skeleton:
@@ -65,10 +64,10 @@ class Skeleton:
         return dict(getattr(self.model, "all_tied_weights_keys", None) or {})
 
     def check_weights(self) -> None:
-        """Refuse stored weights that the config does not describe, or that no error could be stated of.
+        """Refuse stored weights that the config does not describe.
 
-        Raises ``EckartError`` for a weight that is missing (transformers would draw it at random), of another shape, not
-        finite, or tied by the config but stored twice with different numbers (transformers would load such a pair untied).
+        Raises ``EckartError`` for a weight that is missing (transformers would draw it at random), of another shape, or
+        tied by the config but stored twice with different numbers (transformers would load such a pair untied).
         """
         config = self.checkpoint.folder / "config.json"
         disk = {place: name for name, place in self.places.items() if place is not None}
@@ -92,12 +91,12 @@ class Skeleton:
                     f"{config} ties {copy} to {source}, but both are stored and differ: "
                     "set tie_word_embeddings to false there"
                 )
-        stored_ones = [disk[place] for place, _ in self.model.named_parameters() if place in disk]
-        for _ in side_by_side(self._check_finite, [*stored_ones, *self._converted]):
-            pass
 
-    def _check_finite(self, name: str) -> None:
-        self.checkpoint.read_finite(name)
+    @property
+    def stored(self) -> frozenset[str]:
+        """Names on disk of the tensors that the model's parameters are made of."""
+        disk = {place: name for name, place in self.places.items() if place is not None}
+        return frozenset([disk[p] for p, _ in self.model.named_parameters() if p in disk] + [*self._converted])
 
     def block_of(self, name: str) -> int | None:
         """The index of the block that a tensor on disk belongs to, ``None`` outside of all."""

@@ -95,6 +95,24 @@ class TensorFile:
             raise EckartError(f"{self.path} ends within tensor {name}: {DAMAGED}")
         return tensor
 
+    def sha256(self, look: Callable[[str, Tensor], None]) -> str:
+        """The SHA-256 of the whole file, in hexadecimal, from one pass over it in which ``look`` sees every tensor.
+
+        Raises what ``read`` does.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as handle:
+                digest.update(handle.read(min(self._begins.values(), default=self.path.stat().st_size)))
+        except OSError as error:
+            raise EckartError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        # One without entries begins where another does: all of them together fill the file, in this order.
+        for name in sorted(self.specs, key=self._begins.__getitem__):
+            tensor = self.read(name)
+            digest.update(tensor_bytes(tensor))
+            look(name, tensor)
+        return digest.hexdigest()
+
 
 def _read_header(path: Path) -> tuple[dict[str, object], int]:
     """The table at the head of a file, and the bytes of data after it; nothing is read that the file could not hold."""
