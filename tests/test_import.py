@@ -28,6 +28,21 @@ def test_the_numerical_core_needs_torch_alone() -> None:
     assert said(script) == "['eckart']"
 
 
+def test_help_and_wrong_options_are_answered_without_torch() -> None:
+    script = """
+import sys
+from eckart.cli import main
+for arguments in (["--help"], ["compress", "--help"], ["--version"], ["compress", "--rank", "3"]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit as end:
+        print(end.code, {"torch", "transformers"} & set(sys.modules))
+"""
+    told = [line for line in said(script).splitlines() if line.endswith("set()")]
+    assert told == ["0 set()", "0 set()", "0 set()", "2 set()"]
+
+
 @pytest.mark.parametrize(
     "script",
     [

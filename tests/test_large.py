@@ -115,6 +115,20 @@ def test_quick_figures_that_are_not_true_are_found(
     assert f"{chosen}: {figure} in the frobenius norm" in outcome.out
 
 
+def test_a_quick_record_without_figures_is_found(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    against = compressed(model, out, "svd", quick=True)
+    chosen = bounds(out)[0][0]
+
+    def empty(table: dict[str, Any]) -> None:
+        next(m for m in table["matrices"] if m["name"] == chosen)["bounds"] = []
+
+    edit_json(out / "eckart.json", empty)
+    outcome = cli("verify", out, *against)
+    assert outcome.code == 1
+    assert f"{chosen}: no figure in the frobenius norm is recorded" in outcome.sentence
+
+
 def test_a_lower_figure_that_is_too_modest_is_still_true(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     against = compressed(model, out, "svd", quick=True)

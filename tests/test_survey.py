@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from eckart.allocate import EqualMarginalLoss
 from eckart.model import engine
 from eckart.model.compression import Compress
-from eckart.model.run import Request, Run, quiet
+from eckart.model.progress import quiet
+from eckart.model.run import Request, Run
 from eckart.model.survey import predicted_error, survey
 from eckart.recipes import asvd, svd, svd_llm
 

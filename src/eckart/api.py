@@ -14,7 +14,8 @@ from eckart.model import verify as verification
 from eckart.model.certificate import NAME, Certificate
 from eckart.model.compression import Compress
 from eckart.model.engine import Compressed, Planned
-from eckart.model.run import Progress, Request, quiet
+from eckart.model.progress import Progress, quiet
+from eckart.model.run import Request
 from eckart.recipes import read_recipe
 from eckart.recipes import recipe as find_recipe
 from eckart.recipes.notation import recorded_metric

@@ -16,7 +16,7 @@ from eckart.model.certificate import MatrixRecord
 from eckart.model.engine import Compressed, Planned, PlannedMatrix
 from eckart.model.evaluate import Score
 from eckart.model.inspect import Inspection, MatrixRow
-from eckart.model.run import peak_memory
+from eckart.model.progress import peak_memory
 from eckart.model.targets import Untouched, natural
 from eckart.model.verify import Verification
 

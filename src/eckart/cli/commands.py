@@ -5,13 +5,11 @@ from __future__ import annotations
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import eckart
-from eckart.allocate import Allocator, EqualMarginalLoss, Uniform
-from eckart.api import Options
 from eckart.bundled import CALIBRATION, HELDOUT, MODEL
 from eckart.cli import show
 from eckart.cli.reports import (
@@ -30,6 +28,10 @@ from eckart.cli.reports import (
 )
 from eckart.errors import EckartError, VerificationError
 
+if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first call of the library
+    from eckart.allocate import Allocator
+    from eckart.api import Options
+
 Model = Annotated[str, typer.Argument(help="A local Hugging Face directory or a hub id such as org/name.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw an unfinished run away and begin anew.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
@@ -45,6 +47,8 @@ class Ranks(StrEnum):
 
 
 def _allocator(ranks: Ranks | None) -> Allocator | None:
+    from eckart.allocate import EqualMarginalLoss, Uniform
+
     return {None: None, Ranks.uniform: Uniform(), Ranks.allocated: EqualMarginalLoss()}[ranks]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from contextlib import suppress
 from types import FrameType
 
 import typer
-from transformers.utils import logging as hf_logging
 
 from eckart._version import __version__
 from eckart.cli import commands
@@ -18,6 +18,11 @@ from eckart.errors import EckartError
 
 M_MMAP_THRESHOLD = -3  # as malloc.h has it
 LARGE = 4 << 20  # bytes from which on a piece of memory is asked of the system and given back to it
+# Read by torch and transformers when the commands import them.
+FOR_LIBRARIES = {
+    "THP_MEM_ALLOC_ENABLE": "1",  # large pages: the first touch of new memory, and every tensor is new, costs half
+    "TRANSFORMERS_VERBOSITY": "error",  # what it warns of is refused in a sentence here, or is no concern of the user's
+}
 
 app = typer.Typer(
     name="eckart",
@@ -88,7 +93,8 @@ def main() -> None:
         raise _Stopped(128 + number)
 
     _give_memory_back()
-    hf_logging.set_verbosity_error()  # what it warns of is refused in a sentence here, or is no concern of the user's
+    for name, value in FOR_LIBRARIES.items():
+        os.environ.setdefault(name, value)
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = _run(received)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eckart.cli.show import number, out, percent, plain, print_table
-from eckart.model.engine import Compressed, Planned
-from eckart.model.evaluate import Score
 from eckart.model.files import human_bytes
-from eckart.model.inspect import Inspection
-from eckart.model.run import peak_memory
-from eckart.model.targets import Untouched
-from eckart.model.verify import Verification
-from eckart.recipes import Recipe
+from eckart.model.progress import peak_memory
+
+if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first call of the library
+    from eckart.model.engine import Compressed, Planned
+    from eckart.model.evaluate import Score
+    from eckart.model.inspect import Inspection
+    from eckart.model.targets import Untouched
+    from eckart.model.verify import Verification
+    from eckart.recipes import Recipe
 
 
 def print_compressed(done: Compressed) -> None:

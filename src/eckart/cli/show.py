@@ -23,8 +23,8 @@ from rich.progress import (
 )
 from rich.table import Column, Table
 
-from eckart.model.run import Progress as Told
-from eckart.model.run import quiet
+from eckart.model.progress import Progress as Told
+from eckart.model.progress import quiet
 
 LONGEST = 690  # characters of a sentence; the way out at its end is always shown
 

@@ -151,8 +151,8 @@ def leading_subspace(
 
     Every step comes to a basis Q and the energies that its best directions capture, and multiplies Q by ``A A^T - e / 2``, e being the
     last of them: what is between 0 and e comes out at e / 2 at most, so that wanted directions gain on it in one step what
-    takes them about one and a half by ``A A^T`` alone (Feng, Xie, Song, Yu and Tang 2018, dynamic shifts). That product shows how
-    much of each direction's image lies beside Q, and so how much the next basis will miss; where that leaves the error within
+    takes them about one and a half by ``A A^T`` alone (dynamic shifts: Feng, Yu, Xie and Tang 2024, arXiv 2404.09276). That product shows
+    how much of each direction's image lies beside Q, and so how much the next basis will miss; where that leaves the error within
     ``1 + accuracy`` of the smallest possible one, the next basis is judged by what it gained, and returned if it holds
     (``convergence.Outlook``). Products run in bfloat16 where the matrix unit has them and the range of the values allows it,
     else in float32; what is returned comes from one in float32. ``energy`` is the sum of all squared entries; of a tensor it is found out.

@@ -100,8 +100,11 @@ def implicit_bounds(
 
 
 def _basis(target: Tensor, op: Factors, residual: Formed) -> Basis:
-    """By products in float32 where the bounds are not wider for it by more than rounding may make them in general."""
-    if residual.dtype == torch.float32:
+    """By products in float32 where the bounds are not wider for it by more than rounding may make them in general.
+
+    Who gives a matrix in float64 wants it seen in float64.
+    """
+    if residual.dtype == torch.float32 and target.dtype != torch.float64:
         rough = Basis.rough(op.left, target, residual.scale)
         if 4 * rough.grain * residual.scale <= COARSE * residual.size**2:
             return rough

@@ -39,7 +39,7 @@ COMPANIONS = (
 
 
 class Checkpoint:
-    """The config and the tensors of a model directory; tensors come from memory maps when they are asked for.
+    """The config and the tensors of a model directory; tensors are read when they are asked for.
 
     ``tensors`` maps each name to its file and spec. Raises ``EckartError`` for anything that is missing, damaged,
     pickled or contradictory.

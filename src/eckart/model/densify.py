@@ -24,8 +24,9 @@ from eckart.model.output import (
     put_in_place,
     work_folder,
 )
+from eckart.model.progress import Progress, quiet
 from eckart.model.quantizer import METHOD
-from eckart.model.run import Progress, environment, quiet
+from eckart.model.run import environment
 from eckart.model.skeleton import Skeleton
 from eckart.model.tensorfile import TensorSpec, write
 from eckart.operator import Blueprint, Operator, in_dtype

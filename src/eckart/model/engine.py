@@ -30,7 +30,8 @@ from eckart.model.output import (
     write_rest,
     write_weights,
 )
-from eckart.model.run import Progress, Request, Run, environment, peak_memory, quiet, seeded
+from eckart.model.progress import Progress, peak_memory, quiet
+from eckart.model.run import Request, Run, environment, seeded
 from eckart.model.skeleton import Skeleton
 from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, survey
 from eckart.model.targets import Target, Untouched, find_targets

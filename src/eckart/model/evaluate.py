@@ -14,7 +14,8 @@ from torch import Tensor
 
 from eckart.errors import EckartError, first_line
 from eckart.model.checkpoint import Checkpoint, resolve
-from eckart.model.run import Progress, find_device, quiet
+from eckart.model.progress import Progress, quiet
+from eckart.model.run import find_device
 from eckart.model.skeleton import without_bars
 from eckart.model.text import ids_for, read_text, window_length
 

@@ -12,8 +12,8 @@ from eckart.errors import EckartError
 from eckart.measure import Spectrum, spectrum
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.densify import OperatorModules
+from eckart.model.progress import Progress, quiet
 from eckart.model.quantizer import METHOD
-from eckart.model.run import Progress, quiet
 from eckart.model.targets import Untouched, matches, natural
 from eckart.model.workers import side_by_side
 from eckart.operator import Dense, Factors, Operator, kind_of, nbytes

@@ -49,9 +49,10 @@ def figures(
     assert isinstance(op, Factors)  # no other kind is written
     iterated = any("lower" in (bound.delta or {}) for bound in record.bounds) and metric.is_diagonal
     if not iterated and certificate.quick and metric.is_plain and min(weight.shape) > LAPACK_SIDE:
-        near = measured_bounds(weight, op, metric, None, rng=rng, spectral=False)
-        if record.bounds[-1].lower is not None and (near[-1].lower or 0.0) >= record.bounds[-1].lower:
-            return near
+        (near,) = measured_bounds(weight, op, metric, None, rng=rng, spectral=False)
+        modest = next((bound.lower for bound in record.bounds if bound.norm == near.norm), None)
+        if modest is not None and near.lower is not None and modest <= near.lower:
+            return (near,)
     optimum = None
     if not iterated:
         plain = singular_values(weight)

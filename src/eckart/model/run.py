@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +19,11 @@ from eckart.metric import Metric
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.compression import Compress, Statistics
 from eckart.model.journal import Journal
+from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target, Untouched
 from eckart.model.walk import Walk
 from eckart.stats import MetricRule, Moments, Need
-
-# Told after every finished piece: the stage, how many pieces of it are done and how many there are, and the piece.
-Progress = Callable[[str, int, int, str], None]
-
-
-def quiet(stage: str, done: int, total: int, piece: str) -> None:
-    """The progress of a library call: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +169,3 @@ def environment() -> dict[str, object]:
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
     }
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024

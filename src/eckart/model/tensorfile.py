@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -32,6 +34,8 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 MOST_DIMENSIONS = 64
+# Bytes that are hashed and looked at together: a whole number of every dtype, and what the nearer caches hold.
+PIECE = 1 << 20
 DAMAGED = "it may be truncated or damaged, fetch it again"
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -79,39 +83,45 @@ class TensorFile:
 
     def read(self, name: str) -> Tensor:
         """The tensor of this name; raises ``EckartError`` if the file can't be read or was cut short since it was opened."""
-        spec, begin = self.specs[name], self._begins[name]
+        spec = self.specs[name]
         tensor = torch.empty(spec.shape, dtype=spec.dtype)
-        if not spec.nbytes:
-            return tensor
-        room = tensor.reshape(-1).view(torch.uint8).numpy().data
-        try:
-            with self.path.open("rb", buffering=0) as handle:
-                handle.seek(begin)
-                while room and (count := handle.readinto(room)):
-                    room = room[count:]
-        except OSError as error:
-            raise EckartError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        if room:
-            raise EckartError(f"{self.path} ends within tensor {name}: {DAMAGED}")
+        with self._opened() as handle:
+            handle.seek(self._begins[name])
+            self._fill(handle, tensor_bytes(tensor), name)
         return tensor
 
     def sha256(self, look: Callable[[str, Tensor], None]) -> str:
         """The SHA-256 of the whole file, in hexadecimal, from one pass over it in which ``look`` sees every tensor.
 
-        Raises what ``read`` does.
+        It sees them in flat pieces, which lie where the next ones will. Raises what ``read`` does.
         """
-        digest = hashlib.sha256()
+        digest, room = hashlib.sha256(), torch.empty(PIECE, dtype=torch.uint8)
+        with self._opened() as handle:
+            digest.update(handle.read(min(self._begins.values(), default=self.path.stat().st_size)))
+            # One without entries begins where another does: all of them together fill the file, in this order.
+            for name in sorted(self.specs, key=self._begins.__getitem__):
+                spec = self.specs[name]
+                for begin in range(0, spec.nbytes, PIECE):
+                    piece = room[: spec.nbytes - begin]
+                    data = tensor_bytes(piece)
+                    self._fill(handle, data, name)
+                    digest.update(data)
+                    look(name, piece.view(spec.dtype))
+        return digest.hexdigest()
+
+    @contextmanager
+    def _opened(self) -> Iterator[FileIO]:
         try:
-            with self.path.open("rb") as handle:
-                digest.update(handle.read(min(self._begins.values(), default=self.path.stat().st_size)))
+            with self.path.open("rb", buffering=0) as handle:
+                yield handle
         except OSError as error:
             raise EckartError(f"{self.path} cannot be read: {error.strerror or error}") from error
-        # One without entries begins where another does: all of them together fill the file, in this order.
-        for name in sorted(self.specs, key=self._begins.__getitem__):
-            tensor = self.read(name)
-            digest.update(tensor_bytes(tensor))
-            look(name, tensor)
-        return digest.hexdigest()
+
+    def _fill(self, handle: FileIO, room: memoryview, name: str) -> None:
+        while room and (count := handle.readinto(room)):
+            room = room[count:]
+        if room:
+            raise EckartError(f"{self.path} ends within tensor {name}: {DAMAGED}")
 
 
 def _read_header(path: Path) -> tuple[dict[str, object], int]:

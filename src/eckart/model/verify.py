@@ -18,7 +18,7 @@ from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import Statistics
 from eckart.model.densify import OperatorModules
 from eckart.model.files import sha256_of
-from eckart.model.run import Progress, quiet
+from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target, find_targets
 from eckart.model.tensorfile import tensor_bytes
