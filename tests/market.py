@@ -99,7 +99,15 @@ def metrics_for(n: int) -> dict[str, Metric]:
 
 # Every module that asks whether a matrix is small enough for LAPACK.
 PANELLED = ("kernels.panels", "operator.panels", "linalg.factors", "linalg.remainder", "metric")
-SIZED = ("kernels.svd", "kernels.norms", "linalg.certified", "linalg.remainder", "linalg.routes", "metric")
+SIZED = (
+    "kernels.svd",
+    "kernels.norms",
+    "linalg.certified",
+    "linalg.remainder",
+    "linalg.routes",
+    "linalg.weighed",
+    "metric",
+)
 
 
 def as_if_large(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:

@@ -31,7 +31,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     as_if_large(monkeypatch)
     as_if_large(monkeypatch, "model.verify", "model.recheck")
     # A tail of a few dozen values falls too fast for the extrapolation; any result will do here.
-    monkeypatch.setattr(randomized, "FLOAT32_ENERGY", 0.0)
+    monkeypatch.setitem(randomized.ENERGY, torch.float32, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_every_recipe_holds(model: Path, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
     against = compressed(model, out, kind)
     probable = [name for name, bound in bounds(out) if "lower" in bound.get("delta", {})]
-    assert bool(probable) == (kind in ("svd", "svd allocated", "asvd uniform"))
+    assert probable
     outcome = cli("verify", out, *against)
     assert outcome.code == 0, outcome.out
 

@@ -13,9 +13,26 @@ from torch import Tensor
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.panels import PANEL, panels
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SVD, gram_svd, singular_values, svd
-from eckart.kernels.symmetric import psd_root
+from eckart.kernels.symmetric import nearly_cholesky, psd_root
 
 _ROOTS = Lock()  # maps share a metric: the root is taken by the first thread that asks, and the others wait for it
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A matrix A (m, k) in float64 for which ``A A^T`` is nearly ``W R R^T W^T``.
+
+    A differs by at most ``slack`` in the Frobenius norm from a matrix for which the difference has a trace norm of at most ``doubt``.
+    """
+
+    matrix: Tensor
+    slack: float
+    doubt: float
+
+    @cached_property
+    def size(self) -> float:
+        """The Frobenius norm of A, nearly that of W in the metric."""
+        return frobenius_norm(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -98,6 +115,20 @@ class Metric:
             x = self.root[:, None] * x if self.root.ndim == 1 else self.root @ x
         return torch.cat([rows @ x for rows in panels(matrix)])
 
+    def through(self, x: Tensor) -> Tensor:
+        """``R R^T x`` (n, k) in float64 for a few columns ``x``; of a moment no root is taken for it.
+
+        >>> Metric("diagonal", torch.tensor([2.0, 3.0])).through(torch.eye(2)).diag().tolist()
+        [4.0, 9.0]
+        """
+        x = x.to(torch.float64)
+        if self.moment is not None:
+            return (self.moment @ x).div_(self.count)
+        if self.right is None:
+            return x
+        right = self.right.to(torch.float64)
+        return right.square()[:, None] * x if right.ndim == 1 else right @ (right.T @ x)
+
     def _decomposed(self, matrix: Tensor, lapack_side: int, *, vectors: bool) -> SVD:
         m, n = matrix.shape
         if self.moment is not None and m <= n and n > lapack_side:
@@ -115,6 +146,32 @@ class Metric:
         assert isinstance(gram, Tensor)
         found = gram_svd(gram, len(matrix) * EPS * float(gram.trace()), vectors=vectors)
         return replace(found, u=gram.new_zeros(len(matrix), 0), v=found.u if vectors else None)
+
+    def coordinates(self, matrix: Tensor) -> Coordinates:
+        """A in whose plain norm ``matrix`` (m, n) is truncated as in this metric: it has the left singular vectors of ``matrix @ R``.
+
+        Of a moment no root is taken by eigenvectors: A is a Cholesky factor of ``matrix R R^T matrix^T``, or of a tall ``matrix``
+        the product with a Cholesky factor of the moment, which is computed once and kept.
+        """
+        m, n = matrix.shape
+        slack = doubt = 0.0
+        if self.moment is not None and m <= n:
+            gram = self._outputs(matrix)
+            a, share = nearly_cholesky(gram)
+            doubt = math.sqrt(m) * self._rounding_sq(matrix) + share * float(gram.trace())
+        elif self.moment is not None:
+            with _ROOTS:
+                triangle, share = self._triangle
+            a = torch.cat([rows @ triangle for rows in panels(matrix)])
+            weights = self.moment.diagonal().clamp(min=0) / self.count
+            doubt = share * float(
+                (torch.linalg.vector_norm(matrix, dim=0, dtype=torch.float64).square() * weights).sum()
+            )
+            slack = n * EPS * frobenius_norm(matrix) * frobenius_norm(triangle)
+        else:
+            a = self.whiten(matrix)
+            slack = self._rounding(matrix)
+        return Coordinates(a, slack, doubt)
 
     def norm(self, error: Tensor) -> float:
         """``||error R||_F``, float64."""
@@ -167,6 +224,12 @@ class Metric:
         return psd_root(self.moment).div_(math.sqrt(self.count))
 
     @cached_property
+    def _triangle(self) -> tuple[Tensor, float]:
+        assert self.moment is not None
+        triangle, share = nearly_cholesky(self.moment)
+        return triangle.div_(math.sqrt(self.count)), share
+
+    @cached_property
     def _moment_norm(self) -> float:
         assert self.moment is not None
         return float(torch.linalg.vector_norm(self.moment))
@@ -189,3 +252,64 @@ class Metric:
             return 0.0
         terms = 1 if self.root.ndim == 1 else len(self.root)
         return terms * EPS * size * self.reach
+
+
+@dataclass(frozen=True)
+class TwoSided:
+    """The norm ``||L E R||_F`` of an error E (m, n): rows count as ``left`` has it, and columns as the metric ``columns`` has it.
+
+    ``left`` is a vector (m,), the diagonal of L, or L itself (k, m). With L a root of the second moment of the gradients at a
+    map's outputs, ``L^T L = G``, and R one of that of its inputs, the norm is that of the Kronecker-factored Fisher matrix.
+
+    >>> metric = TwoSided("rows", torch.tensor([2.0, 0.0]))
+    >>> metric.norm(torch.tensor([[3.0, 4.0], [7.0, 7.0]]))
+    10.0
+    """
+
+    name: str
+    left: Tensor
+    columns: Metric = Metric.plain()
+
+    def __post_init__(self) -> None:
+        if self.left.ndim not in (1, 2) or not self.left.is_floating_point():
+            raise ValueError(
+                f"the left side of a metric is a vector or a matrix of floating-point numbers, not {self.left.dtype} "
+                f"of shape {tuple(self.left.shape)}"
+            )
+        if not bool(torch.isfinite(self.left).all()):
+            raise ValueError(f"the left side of the {self.name} metric holds NaN or infinity")
+
+    @classmethod
+    def kronecker(cls, name: str, outputs: Tensor, inputs: Tensor, count: int = 1) -> TwoSided:
+        """From second moments at the outputs (m, m) and the inputs (n, n), or from these sums over ``count`` tokens.
+
+        >>> eye = torch.eye(2)
+        >>> round(TwoSided.kronecker("fisher", 4 * eye, 9 * eye).norm(eye), 6)  # 2 * 3 * sqrt(2)
+        8.485281
+        """
+        left = psd_root(outputs).div_(math.sqrt(count)).T.contiguous()
+        return cls(name, left, Metric.gram(name, inputs, count))
+
+    def weigh(self, matrix: Tensor) -> Tensor:
+        """``L @ matrix`` in float64. Raises ``ValueError`` where the left side is not as wide as the matrix is high."""
+        if self.left.shape[-1] != len(matrix):
+            raise ValueError(
+                f"the left side of the {self.name} metric is for {self.left.shape[-1]} rows, not {len(matrix)}"
+            )
+        left = self.left.to(torch.float64)
+        if left.ndim == 1:
+            return left[:, None] * matrix.to(torch.float64)
+        found = left.new_zeros(len(left), matrix.shape[1])
+        for part, rows in zip(left.split(PANEL, dim=1), panels(matrix), strict=True):
+            found.addmm_(part, rows)
+        return found
+
+    def norm(self, error: Tensor) -> float:
+        """``||L error R||_F``, float64."""
+        return self.columns.norm(self.weigh(error))
+
+    def rounding(self, size: float) -> float:
+        """What rounding may do to ``weigh`` of a matrix whose Frobenius norm is ``size``, counted in the columns' metric."""
+        terms = 1 if self.left.ndim == 1 else self.left.shape[1]
+        reach = float(self.left.abs().max() if self.left.ndim == 1 else torch.linalg.vector_norm(self.left))
+        return terms * EPS * size * reach * self.columns.reach

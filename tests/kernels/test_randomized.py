@@ -102,14 +102,15 @@ def test_bfloat16_is_left_where_it_would_bury_wanted_directions(monkeypatch: pyt
     """Directions 500 times weaker than the strongest ones, above a floor: lost among their rounding in bfloat16."""
     s = torch.cat([torch.ones(1), torch.full((19,), 2e-3), torch.full((SIDE - 20,), 1e-3)]).to(torch.float64)
     a = with_spectrum(300, SIDE, s)
+    narrow = a.to(torch.float32)  # one in float64 would be iterated on in float64
     monkeypatch.setattr(randomized, "_has_bfloat16", lambda _: True)
-    guarded = leading_subspace(a, 20, accuracy=1e-2, rng=generator())
+    guarded = leading_subspace(narrow, 20, accuracy=1e-2, rng=generator())
     assert guarded is not None
     optimum = float(s[20:].norm())
     assert error_of(a, guarded) <= 1.001 * optimum
     monkeypatch.setattr(randomized, "BFLOAT16_NOISE", 0.0)
     monkeypatch.setattr(randomized, "BFLOAT16_ENERGY", 0.0)
-    careless = leading_subspace(a, 20, accuracy=1e-2, rng=generator())
+    careless = leading_subspace(narrow, 20, accuracy=1e-2, rng=generator())
     assert careless is None or error_of(a, careless) > 1.001 * optimum
 
 
@@ -156,6 +157,10 @@ class Counted:
     def narrows(self) -> bool:
         return self.inner.narrows
 
+    @property
+    def wide(self) -> bool:
+        return self.inner.wide
+
     def times(self, x: Tensor, *, narrow: bool) -> Tensor:
         self.products += 1
         return self.inner.times(x, narrow=narrow)
@@ -163,6 +168,23 @@ class Counted:
     def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
         self.products += 1
         return self.inner.transposed_times(y, narrow=narrow)
+
+
+@pytest.mark.parametrize("strongest", [1e4, 3e4])
+def test_what_float32_hides_is_found_in_float64(strongest: float) -> None:
+    """A few values far above the wanted ones, as the inputs of trained models have them."""
+    s = torch.cat([torch.full((3,), strongest, dtype=torch.float64), INDEX[3:] ** -0.5])
+    a = with_spectrum(300, SIDE, s)
+    assert leading_subspace(a.to(torch.float32), 12, accuracy=2e-3, rng=generator()) is None
+    found = leading_subspace(a, 12, accuracy=2e-3, rng=generator())
+    assert found is not None
+    assert error_of(a, found) <= 1.002 * float(s[12:].norm())
+    assert float(found.s[11]) == pytest.approx(float(s[11]), rel=3e-2)
+
+
+def test_what_float64_hides_is_left_to_an_exact_way() -> None:
+    s = torch.cat([torch.full((3,), 1e8, dtype=torch.float64), INDEX[3:] ** -0.5])
+    assert leading_subspace(with_spectrum(300, SIDE, s), 12, accuracy=2e-3, rng=generator()) is None
 
 
 def test_who_does_not_converge_is_given_up_after_the_steps() -> None:

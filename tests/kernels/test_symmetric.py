@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from market import float64, gaussian, inputs, orthonormal
 from torch import Tensor
 
+from eckart.kernels.symmetric import nearly_cholesky
 from eckart.linalg import psd_root
 
 
@@ -70,3 +71,38 @@ def test_what_it_is_given_is_left_as_it_was() -> None:
 def test_narrow_types_are_taken_in_float64() -> None:
     gram = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.bfloat16)
     assert relative(psd_root(gram), float64(gram)) <= 1e-15
+
+
+def deficient(n: int, count: int) -> Tensor:
+    x = inputs(n, count)
+    x[:, 0] = 0.0  # a channel that never fires
+    return x.T @ x
+
+
+@pytest.mark.parametrize("count", [1, 7, 24, 200])
+@pytest.mark.parametrize("n", [1, 5, 24])
+def test_a_cholesky_factor_is_off_by_no_more_than_it_says(n: int, count: int) -> None:
+    gram = deficient(n, count)
+    c, share = nearly_cholesky(gram)
+    assert torch.equal(c, c.tril())
+    off = np.abs(float64(c) @ float64(c).T - float64(gram))
+    sizes = np.sqrt(float64(gram.diagonal()))
+    assert share <= 1e-12
+    assert (off <= share * np.outer(sizes, sizes) + 1e-20 * float(gram.max()) + 1e-299).all()
+    w = gaussian(9, n, 3)
+    energy = float((w * gram.diagonal().sqrt()).square().sum())
+    assert abs(float(torch.trace(w @ (c @ c.T - gram) @ w.T))) <= share * energy + 1e-20 * float(gram.max()) + 1e-290
+
+
+def test_a_cholesky_factor_is_had_of_what_is_not_quite_semidefinite() -> None:
+    gram = torch.eye(6, dtype=torch.float64)
+    gram[0, 1] = gram[1, 0] = 1 + 1e-6
+    c, share = nearly_cholesky(gram)
+    off = float((c @ c.T - gram).abs().max())
+    assert 1e-7 < off <= share < 1e-3
+
+
+def test_a_cholesky_factor_of_nothing() -> None:
+    c, share = nearly_cholesky(torch.zeros(3, 3))
+    assert float(c.abs().max()) <= 1e-140
+    assert share < 1e-12

@@ -9,7 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from market import MATRICES, SIZED, as_if_large, gaussian, generator, lapack_values, orthonormal, with_spectrum
+from market import (
+    MATRICES,
+    METRICS,
+    SIZED,
+    as_if_large,
+    float64,
+    gaussian,
+    generator,
+    inputs,
+    lapack_values,
+    metrics_for,
+    orthonormal,
+    whitened,
+    with_spectrum,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -55,7 +69,8 @@ def test_every_route_is_taken_for_its_reason() -> None:
     assert "subspace iteration" in truncated_svd(a, 12).how
     assert "no error above" in truncated_svd(a, 12, accuracy=0).how
     assert "more than a third of 120" in truncated_svd(a, 41).how
-    assert "in the inputs metric" in truncated_svd(a, 12, metric=gram).how
+    assert "subspace iteration" in truncated_svd(a, 12, metric=gram).how
+    assert "in the inputs metric: rank 21 is more than a sixth of 120" in truncated_svd(a, 21, metric=gram).how
     assert "did not get there" in truncated_svd(gaussian(150, 3) @ gaussian(3, 120, 1), 12).how
 
 
@@ -245,11 +260,53 @@ def test_what_rounding_leaves_of_an_exact_matrix_is_no_error(seed: int) -> None:
 
 
 @pytest.mark.usefixtures("large")
-def test_without_a_decomposition_only_plain_and_diagonal_metrics_have_bounds() -> None:
-    w = gaussian(8, 9)
-    op = Factors(w[:, :2].contiguous(), gaussian(2, 9, 1))
-    with pytest.raises(ValueError, match="in the inputs metric has bounds from an exact decomposition only"):
-        measured_bounds(w, op, Metric.gram("inputs", torch.eye(9)), None, rng=generator())
+@pytest.mark.parametrize("form", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", MATRICES)
+def test_in_every_metric_any_approximation_is_enclosed_without_a_decomposition(
+    name: str, dtype: torch.dtype, form: str
+) -> None:
+    w = MATRICES[name]()
+    metric = metrics_for(w.shape[1])[form]
+    m, n = w.shape
+    rank = max(1, min(m, n) // 3)
+    size = max(1.0, float(w.abs().double().max()))
+    op = Factors(gaussian(m, rank, 1).to(dtype), (gaussian(rank, n, 2) * size).to(dtype))
+    whole = whitened(w, metric)
+    error = np.linalg.norm(whole - whitened(op.left.double() @ op.right.double(), metric))
+    own = measured_bounds(w, op, metric, None, rng=generator())[0]
+    grain = 1e-13 * float(np.linalg.norm(float64(w))) * metric.reach
+    assert own.lower is not None
+    assert own.lower <= np.linalg.norm(lapack_values(whole)[rank:]) + grain
+    assert error <= own.upper + grain
+    assert own.achieved == pytest.approx(max(error, own.lower), rel=1e-2, abs=1e-6 * float(np.linalg.norm(whole)))
+    assert own.scale == pytest.approx(np.linalg.norm(whole), rel=1e-5, abs=1e-200)
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("shape", [(90, 160), (160, 160), (300, 120)])
+@pytest.mark.parametrize("inputs_seen", [900, 60])  # many of them; fewer than there are channels
+def test_full_metrics_are_iterated_in(shape: tuple[int, int], inputs_seen: int) -> None:
+    w = with_spectrum(*shape, SPECTRA["middling"][: min(shape)]).to(torch.float32)
+    x = inputs(shape[1], inputs_seen)
+    metric = Metric.gram("inputs", x.T @ x, inputs_seen)
+    fit = truncated_svd(w, 10, metric=metric, spectral=True)
+    assert "steps of subspace iteration" in fit.how
+    whole = whitened(w, metric)
+    optimum = np.linalg.norm(lapack_values(whole)[10:])
+    assert isinstance(fit.op, Factors)
+    error = np.linalg.norm(whole - whitened(fit.op.left.double() @ fit.op.right.double(), metric))
+    assert error <= 1.002 * optimum
+    own, plain, spectral = fit.bounds
+    assert [own.norm, plain.norm, spectral.norm] == ["inputs", "frobenius", "spectral"]
+    assert own.delta == {"lower": STATED}
+    assert own.lower is not None
+    assert 0.95 * optimum <= own.lower <= optimum <= error <= own.upper <= 1.002 * error
+    assert own.achieved == pytest.approx(error, rel=1e-4)
+    difference = float64(w) - float64(fit.op.left.double() @ fit.op.right.double())
+    assert plain.achieved == pytest.approx(np.linalg.norm(difference), rel=1e-5)
+    assert plain.lower is not None
+    assert plain.lower <= np.linalg.norm(lapack_values(w)[10:])
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------

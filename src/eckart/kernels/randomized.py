@@ -19,10 +19,11 @@ STEPS = 8  # products with A A^T at the most; what has not converged by then is 
 BFLOAT16_NOISE = 2.0**-16 / 6
 # Products with nearly orthonormal columns are as uneven as the values: to here they need no conditioning of their own.
 EVEN = 2.0**-5
-# In float32 the same happens at 1e-7; what the caller wants to see must be well above.
-FLOAT32_RANGE = 1e-4
+# In float32 the same happens at 1e-7, and in float64, whose Ritz values come from a Gram matrix, at 1e-8 of the largest value; what
+# the caller wants to see must be well above.
+RANGE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # What may be missing must be more of the energy than the sums of squares by which it is judged are off by.
-FLOAT32_ENERGY = 1e-6
+ENERGY = {torch.float32: 1e-6, torch.float64: 1e-12}
 # The energies by which convergence is judged are as good as the products: in bfloat16 to about this, relatively.
 BFLOAT16_ENERGY = 5e-5
 # Energies below this share of the largest are not to be had from a Gram matrix in float32.
@@ -45,6 +46,10 @@ class Products(Protocol):
     @property
     def narrows(self) -> bool:
         """Whether ``narrow`` products are another thing at all."""
+
+    @property
+    def wide(self) -> bool:
+        """Whether there is more to be seen in float64 than in float32."""
 
     def times(self, x: Tensor, *, narrow: bool) -> Tensor:
         """``A @ x`` (m, k), to the precision of bfloat16 if ``narrow``, else to that of ``x``."""
@@ -74,6 +79,11 @@ class InMemory:
     def narrows(self) -> bool:
         """Where products in bfloat16 are faster."""
         return _has_bfloat16(self.device)
+
+    @property
+    def wide(self) -> bool:
+        """Of a matrix in float64."""
+        return self.matrix.dtype == torch.float64
 
     @cached_property
     def _copies(self) -> dict[torch.dtype, Tensor]:
@@ -155,10 +165,12 @@ def leading_subspace(
     how much of each direction's image lies beside Q, and so how much the next basis will miss; where that leaves the error within
     ``1 + accuracy`` of the smallest possible one, the next basis is judged by what it gained, and returned if it holds
     (``convergence.Outlook``). Products run in bfloat16 where the matrix unit has them and the range of the values allows it,
-    else in float32; what is returned comes from one in float32. ``energy`` is the sum of all squared entries; of a tensor it is found out.
+    else in float32; what is returned comes from one in float32. Where the wanted values or what remains beyond them are so small that
+    float32 can't tell them from rounding, iteration goes on in float64 with a matrix that is ``wide``. ``energy`` is the sum of all
+    squared entries; of a tensor it is found out.
 
-    ``None`` where that is not reached in ``STEPS`` steps, or where the wanted values or what remains beyond them are so small
-    that float32 can't tell them from rounding: an exact route is needed there. Deterministic for a state of ``rng``.
+    ``None`` where that is not reached in ``STEPS`` steps, or where rounding hides it: an exact route is needed there.
+    Deterministic for a state of ``rng``.
 
     >>> falling = torch.diag(torch.arange(1, 201) ** -1.0)
     >>> found = leading_subspace(falling, 10, accuracy=1e-3, rng=Generator().manual_seed(0))
@@ -180,11 +192,15 @@ def leading_subspace(
         q = conditioned(y) if outlook is None else torch.linalg.qr(y).Q  # (m, side)
         z = a.transposed_times(q, narrow=narrow and outlook is None)  # (n, side)
         energies, turn = ritz_values(z, fine=outlook is not None)
-        tail = max(energy - float(energies[:rank].sum()), 0.0)
-        reach = float(energies[rank - 1] / energies[0]) ** 0.5 if float(energies[0]) > 0 else 0.0
-        allowed = 2 * accuracy * tail
-        if reach < FLOAT32_RANGE or allowed < FLOAT32_ENERGY * energy:
+        if a.wide and q.dtype == torch.float32 and _hidden(energies, rank, energy, accuracy, q.dtype):
+            q, narrow, outlook = torch.linalg.qr(q.to(torch.float64)).Q, False, None
+            z = a.transposed_times(q, narrow=False)
+            energies, turn = ritz_values(z, fine=True)
+        if _hidden(energies, rank, energy, accuracy, q.dtype):
             return None
+        tail = energy - float(energies[:rank].sum())
+        reach = float(energies[rank - 1] / energies[0]) ** 0.5
+        allowed = 2 * accuracy * tail
         if outlook is not None:
             missed = outlook.missed((energies - before)[:rank], energies, step)
             if missed <= allowed:
@@ -201,6 +217,15 @@ def leading_subspace(
     return None
 
 
+def _hidden(energies: Tensor, rank: int, energy: float, accuracy: float, dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` can't tell from rounding the last wanted direction, or what may be missing."""
+    tail = max(energy - float(energies[:rank].sum()), 0.0)
+    return (
+        float(energies[rank - 1]) <= RANGE[dtype] ** 2 * float(energies[0])
+        or 2 * accuracy * tail < ENERGY[dtype] * energy
+    )
+
+
 def ritz_values(z: Tensor, *, fine: bool) -> tuple[Tensor, Tensor]:
     """The eigenvalues of ``z.T @ z`` (k, k), the largest first and none below zero, and the eigenvectors; both in float64.
 
@@ -209,7 +234,7 @@ def ritz_values(z: Tensor, *, fine: bool) -> tuple[Tensor, Tensor]:
     >>> ritz_values(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), fine=True)[0].tolist()
     [4.0, 1.0]
     """
-    if not fine:
+    if not fine and z.dtype == torch.float32:
         # By a power of two, so that a scale of the matrix changes nothing: LAPACK would scale small values by another number.
         unit = 2.0 ** math.frexp(float(z.abs().max()))[1]
         energies, turn = torch.linalg.eigh((z.T / unit) @ (z / unit))
@@ -234,7 +259,7 @@ def _shifted(
     ``z`` is ``A.T @ q``. Unless its columns are nearly as long as each other both are turned to the Ritz directions, and columns made
     equally long.
     """
-    lengths = energies.clamp(min=float(energies[0]) * FLOAT32_RANGE**2).sqrt().to(z.dtype)
+    lengths = energies.clamp(min=float(energies[0]) * RANGE[z.dtype] ** 2).sqrt().to(z.dtype)
     turned, shift, values = turn.to(z.dtype), float(energies[-1]) / 2, energies.to(z.dtype)
     if even:
         y = a.times(z / lengths[0], narrow=narrow)

@@ -1,9 +1,11 @@
-"""Square roots of positive semidefinite matrices, without inverses and without Cholesky."""
+"""Square roots of positive semidefinite matrices, exact ones and fast ones, without inverses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+EPS = torch.finfo(torch.float64).eps
 
 
 def psd_root(gram: Tensor) -> Tensor:
@@ -19,3 +21,28 @@ def psd_root(gram: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(gram.to(torch.float64))
     first = int((values <= 0).sum())  # eigenvalues ascend
     return vectors[:, first:].mul_(values[first:].sqrt())
+
+
+def nearly_cholesky(gram: Tensor) -> tuple[Tensor, float]:
+    """``C`` (n, n), lower triangular in float64, with ``C @ C.T = gram + J``, at a tenth of the time of ``psd_root``, and a bound on J.
+
+    For every diagonal entry g of ``gram`` an entry of J beside the diagonal is at most ``share / n * sqrt(g_i g_j)``, and of the
+    diagonal ``share * g_i``: so ``trace(W J W^T)`` is at most ``share * sum_i g_i ||W_i||^2`` for the columns W_i of any W. J begins with
+    what rounding may do in Cholesky's algorithm (Higham 2002, theorem 10.3), which keeps a semidefinite matrix from failing in it,
+    and grows until it does not. An entry of zero counts as a tiny one. Only the lower triangle is read.
+
+    >>> c, share = nearly_cholesky(torch.tensor([[4.0, 2.0], [2.0, 1.0]]))
+    >>> (c @ c.T).round(decimals=9).tolist(), share < 1e-12
+    ([[4.0, 2.0], [2.0, 1.0]], True)
+    """
+    gram = gram.to(torch.float64)
+    n, sizes = len(gram), gram.diagonal()
+    sizes = sizes.clamp(min=max(1e-30 * float(sizes.max()), 1e-300))
+    added = 4 * n * EPS
+    while True:
+        shifted = gram.clone()
+        shifted.diagonal().copy_(sizes * (1 + added))
+        c, failed = torch.linalg.cholesky_ex(shifted)
+        if not int(failed):
+            return c, added + n * (n + 2) * EPS
+        added *= 16

@@ -11,9 +11,9 @@ from torch import Generator, Tensor
 from eckart.bound import Bound
 from eckart.kernels.norms import SpectralNorm, frobenius_norm
 from eckart.kernels.svd import EPS, SAFETY, SVD
-from eckart.linalg.factors import Basis
+from eckart.linalg.factors import Basis, image
 from eckart.linalg.remainder import COARSE, Formed, Implicit, Remainder
-from eckart.metric import Metric
+from eckart.metric import Coordinates, Metric
 from eckart.operator import Factors, Operator
 
 PLAIN = Metric.plain()
@@ -45,20 +45,20 @@ def measured_bounds(
     *,
     rng: Generator,
     sizes: tuple[float, float] | None = None,
+    seen: Coordinates | None = None,
     spectral: bool = True,
 ) -> tuple[Bound, ...]:
     """The error of ``op`` in the metric, in the Frobenius norm (if that is another) and, unless not wanted, in the spectral norm.
 
     With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
     certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
-    The ``basis`` of its left factor and ``sizes``, the norms of the target in the metric and in the Frobenius norm, are computed
+    ``sizes``, the norms of the target in the metric and in the Frobenius norm, and the target as ``seen`` by a full metric are computed
     where they are not given. The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
     bound widens ``upper``.
-
-    Raises ``ValueError`` where no optimum is given and the metric is neither plain nor diagonal.
     """
     if optimum is None and not metric.is_diagonal:
-        raise ValueError(f"an error in the {metric.name} metric has bounds from an exact decomposition only")
+        own = _in_coordinates(target, op, metric, seen or metric.coordinates(target), rng)
+        return own, *measured_bounds(target, op, PLAIN, None, rng=rng, spectral=spectral)
     size, scale = sizes or (metric.norm(target), frobenius_norm(target))
     plainly = Formed.of(target, op, scale)
     inside = plainly if metric.is_plain else plainly.fine_in(metric)
@@ -67,18 +67,46 @@ def measured_bounds(
         enclosed = plainly.spectral_norm(rng)
     if optimum is None:
         basis = _basis(target, op, plainly)
-        plain = own = _posterior(plainly, op.right, basis, enclosed)
+        plain = floors = _posterior(plainly, op.right, basis, enclosed)
         if not metric.is_plain:
             weighed = inside.weighed(metric, size)
-            own = _posterior(weighed, metric.whiten(op.right), basis.in_metric(metric), weighed.spectral_norm(rng))
+            floors = _posterior(weighed, metric.whiten(op.right), basis.in_metric(metric), weighed.spectral_norm(rng))
     else:
         plain = _exact(optimum.plain, rank)
-        own = _exact(optimum.whitened, rank)
+        floors = _exact(optimum.whitened, rank)
     size_of_error = plainly.size + plainly.slack
-    bounds = [_frobenius(metric, inside, size, own, size_of_error)]
+    bounds = [_frobenius(metric, inside, size, floors, size_of_error)]
     if not metric.is_plain:
-        bounds.append(_frobenius(Metric.plain(), plainly, scale, plain, size_of_error))
+        bounds.append(_frobenius(PLAIN, plainly, scale, plain, size_of_error))
     return (*bounds, _spectral(plainly, enclosed, plain)) if spectral else tuple(bounds)
+
+
+def _in_coordinates(target: Tensor, op: Factors, metric: Metric, seen: Coordinates, rng: Generator) -> Bound:
+    """The bound in a full metric, of which no root is known.
+
+    With Q an orthonormal basis of the left factor, ``E = (1 - Q Q^T) W + Q M``, M being what the right factor misses within the span: so
+    ``||E R||^2`` is the sum of that of M and of the energy that Q leaves of the coordinates A, ``||(1 - Q Q^T) A||^2``; what any
+    matrix of the rank leaves follows from A as well (``_posterior``).
+    """
+    basis = Basis.of(op.left, target)
+    miss = basis.image - basis.coordinates @ op.right.to(torch.float64)
+    within = metric.norm(miss)
+    off = metric.slack(frobenius_norm(miss), within) + len(target) * EPS * frobenius_norm(target) * metric.reach
+    inner = image(basis.q, seen.matrix)
+    rest = Formed.of(seen.matrix, Factors(basis.q, inner), seen.size)
+    unit = torch.eye(op.rank, dtype=torch.float64, device=inner.device)
+    floors = _posterior(rest, inner, Basis(basis.q, unit, inner), rest.spectral_norm(rng))
+    lower = math.sqrt(max(0.0, max(0.0, floors.tail - seen.slack) ** 2 - seen.doubt))
+    achieved = max(math.hypot(rest.size, within), lower)
+    upper = math.sqrt((rest.size + rest.slack + seen.slack) ** 2 + (within + off) ** 2 + seen.doubt)
+    return Bound(
+        norm=metric.name,
+        lower=lower,
+        achieved=achieved,
+        upper=max(achieved, upper),
+        scale=seen.size,
+        delta={"lower": floors.delta} if floors.delta else None,
+    )
 
 
 def implicit_bounds(

@@ -46,6 +46,11 @@ class Through:
         """Never."""
         return False
 
+    @property
+    def wide(self) -> bool:
+        """Not beyond the ``dtype`` in which it computes anyway."""
+        return False
+
     def times(self, x: Tensor, *, narrow: bool) -> Tensor:
         """``op @ (weights * x)``."""
         wide = x.to(torch.promote_types(x.dtype, self.dtype))
@@ -102,8 +107,8 @@ class ImplicitTruncation:
 
     def _iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
         why = self.route.exact(self.target.shape, rank, self.metric, self.accuracy)
-        if why is not None:
-            return None, why
+        if why is not None or not self.metric.is_diagonal:  # a full metric sees it through products with all columns
+            return None, why or f"the {self.metric.name} metric is a full one"
         # Rounding is relative to the parts: where these cancel, float32 would leave little that is true.
         cancels = magnitude(self.target) > CANCELLATION * norm_of(self.target)
         a = Through(self.target, self.metric.right, torch.float64 if cancels else torch.float32)

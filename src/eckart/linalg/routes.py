@@ -16,6 +16,9 @@ from eckart.kernels.svd import LAPACK_SIDE
 from eckart.metric import Metric
 
 LARGEST_SHARE = 3  # above a third of the smaller side an exact decomposition is as fast
+LARGEST_SHARE_IN_FULL = (
+    6  # and in a full metric above a sixth: there are float64 products with all columns in both ways
+)
 
 
 class Route(Protocol):
@@ -44,16 +47,18 @@ class Automatic:
         return LAPACK_SIDE
 
     def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
-        """By size, accuracy, metric and rank, in this order."""
+        """By size, accuracy and rank, in this order."""
         side, by_outputs = min(shape), metric.moment is not None and shape[0] <= shape[1]
-        if side <= self.lapack_side and not by_outputs:
+        if side <= self.lapack_side and by_outputs:
+            return f"exact, by a float64 Gram matrix in the {metric.name} metric: the smaller side is {side}"
+        if side <= self.lapack_side:
             return f"exact, by LAPACK: the smaller side is {side}"
         if accuracy == 0:
             return "exact, by a float64 Gram matrix: no error above the smallest possible is allowed"
-        if not metric.is_diagonal:
-            return f"exact, by a float64 Gram matrix in the {metric.name} metric"
-        if LARGEST_SHARE * rank > side:
+        if metric.is_diagonal and LARGEST_SHARE * rank > side:
             return f"exact, by a float64 Gram matrix: rank {rank} is more than a third of {side}"
+        if not metric.is_diagonal and LARGEST_SHARE_IN_FULL * rank > side:
+            return f"exact, by a float64 Gram matrix in the {metric.name} metric: rank {rank} is more than a sixth of {side}"
         return None
 
     def leading(
@@ -110,7 +115,7 @@ class GramMatrix(_Exact):
 
 @dataclass(frozen=True)
 class _Iterated:
-    """An iteration whatever the size; metrics are plain or diagonal ones."""
+    """An iteration whatever the size."""
 
     @property
     def lapack_side(self) -> int:
@@ -118,11 +123,7 @@ class _Iterated:
         return LAPACK_SIDE
 
     def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
-        """Never; a metric that an iteration cannot see is refused."""
-        if not metric.is_diagonal:
-            raise ValueError(
-                f"iterations see plain and diagonal metrics only, not the {metric.name} metric: leave route out"
-            )
+        """Never."""
         return None
 
 

@@ -13,7 +13,8 @@ from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.linalg.implicit import ImplicitTruncation
 from eckart.linalg.routes import Automatic, Route
 from eckart.linalg.truncation import Truncation
-from eckart.metric import Metric
+from eckart.linalg.weighed import WeighedTruncation
+from eckart.metric import Metric, TwoSided
 from eckart.operator import Dense, Operator
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
@@ -38,7 +39,7 @@ def truncated_svd(
     energy: float | None = None,
     error: float | None = None,
     bytes: int | None = None,
-    metric: Metric = PLAIN,
+    metric: Metric | TwoSided = PLAIN,
     accuracy: float = ACCURACY,
     route: Route = AUTOMATIC,
     dtype: torch.dtype | None = None,
@@ -48,7 +49,8 @@ def truncated_svd(
     """Two factors whose error in ``metric`` is within ``1 + accuracy`` of the smallest possible for their rank, and its bounds.
 
     With ``W R = U S V^T`` the minimiser of ``||(W - X) R||_F`` of rank r is ``U_r U_r^T W``. That form needs neither an
-    inverse nor a Cholesky factor of ``R R^T`` and is exact for a rank-deficient one.
+    inverse nor a Cholesky factor of ``R R^T`` and is exact for a rank-deficient one. In a ``TwoSided`` metric, ``||L (W - X) R||_F``, the
+    minimiser is of another form (``linalg/weighed.py``), as free of inverses; operators are formed for it.
 
     One size is to be given: the ``rank``; the share ``energy`` of ``||W R||_F^2`` that is to be kept; the ``error`` that is allowed
     as a share of ``||W R||_F``; or the ``bytes`` that both factors may take. For ``energy`` and ``error`` the smallest rank is looked
@@ -56,9 +58,10 @@ def truncated_svd(
 
     ``a`` is a matrix (m, n) or an operator. What is of low rank by the way it is composed (factors, their sums and products) is
     decomposed by its factors. Of other operators only products with a few columns and panels of rows are taken, unless an exact
-    way is the better one, for which they are formed. The ``route`` is chosen by itself: LAPACK up to a smaller side of 1024; above it
-    subspace iteration, or a Gram matrix in float64 where ``accuracy`` is 0, the rank above a third of the side or the metric
-    a full one. ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is given), not on its state.
+    way is the better one or the metric a full one, for which they are formed. The ``route`` is chosen by itself: LAPACK up to a
+    smaller side of 1024; above it subspace iteration, or a Gram matrix in float64 where ``accuracy`` is 0 or the rank above a third
+    of the side (a sixth in a full metric). ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is
+    given), not on its state.
 
     Bounds are those in the metric and in the Frobenius norm. With ``spectral`` there is one in the spectral norm as well, and ``lower``
     comes near the optimum also where the result was iterated for: else it is certain but loose there. That takes as long again
@@ -97,10 +100,12 @@ def truncated_svd(
             raise ValueError("one size is to be given, and once: rank, energy, error or bytes, each as a number")
 
 
-def analysed(a: Tensor | Operator, metric: Metric, accuracy: float, route: Route = AUTOMATIC) -> Analysed:
+def analysed(a: Tensor | Operator, metric: Metric | TwoSided, accuracy: float, route: Route = AUTOMATIC) -> Analysed:
     """The way in which a matrix or an operator is decomposed; nothing is computed yet."""
     if isinstance(a, Dense):
         a = a.matrix
+    if isinstance(metric, TwoSided):
+        return WeighedTruncation(a if isinstance(a, Tensor) else a.dense(), metric, accuracy, route)
     if isinstance(a, Tensor):
         return Truncation(a, metric, accuracy, route)
     factors = low_rank_form(a)

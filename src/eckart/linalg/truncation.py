@@ -12,12 +12,12 @@ from torch import Generator, Tensor
 from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.randomized import InMemory, Subspace
-from eckart.kernels.svd import fix_signs, singular_values
+from eckart.kernels.svd import SVD, fix_signs, singular_values
 from eckart.linalg.enclosure import Optimum, measured_bounds
 from eckart.linalg.factors import completed, stored
 from eckart.linalg.projected import Projected, frobenius_bound
 from eckart.linalg.routes import Automatic, Route
-from eckart.metric import Metric
+from eckart.metric import Coordinates, Metric
 
 _ODD = 0x9E3779B97F4A7C15
 
@@ -57,11 +57,20 @@ class Truncation:
         return self.size if self.metric.is_plain else self.metric.norm(self.target), self.size
 
     @cached_property
+    def seen(self) -> Coordinates | None:
+        """The target as a full metric sees it; other metrics need no other coordinates."""
+        return None if self.metric.is_diagonal else self.metric.coordinates(self.target)
+
+    @cached_property
     def optimum(self) -> Optimum:
         """Exact decompositions: of ``target @ R`` with vectors, of ``target`` without, unless the metric is the plain one."""
         plain = None if self.metric.is_plain else singular_values(self.target)  # before there are vectors to be held
-        whitened = self.metric.svd(self.target, self.route.lapack_side)
-        return Optimum(whitened, plain or whitened)
+        return Optimum(self.whitened, plain or self.whitened)
+
+    @cached_property
+    def whitened(self) -> SVD:
+        """The exact decomposition of ``target @ R``."""
+        return self.metric.svd(self.target, self.route.lapack_side)
 
     def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool = True) -> Fit:
         """The projection on the leading left singular vectors of ``target @ R``, its factors rounded to ``dtype``.
@@ -70,10 +79,9 @@ class Truncation:
         1 … min(m, n).
         """
         checked_rank(rank, self.shape)
-        found, how = self._iterated(rank, rng)
+        found, how = self.iterated(rank, rng)
         if found is None:
-            u = completed(self._leading(rank), rank)  # (m, r)
-            op = stored(u, self.target, dtype)[0]
+            op = stored(self.leading(rank), self.target, dtype)[0]
         elif self.metric.is_plain:
             projected = Projected.on(found, self.target, self.size, dtype)
             if not spectral:
@@ -88,37 +96,43 @@ class Truncation:
             self.metric,
             self.optimum if found is None else None,
             rng=rng,
-            sizes=self.sizes,
+            sizes=self.sizes if found is None or self.seen is None else (self.seen.size, self.size),
+            seen=None if found is None else self.seen,
             spectral=spectral,
         )
         return Fit(op=op, bounds=bounds, how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
         """Squared errors in the metric after 0, 1, … directions: for ``rank`` of them at least, for all where that is exact."""
-        found, _ = self._iterated(rank, rng)
-        return self.optimum.whitened.tails() if found is None else energies_left(self.sizes[0] ** 2, found)
+        found, _ = self.iterated(rank, rng)
+        if found is None:
+            return self.whitened.tails()
+        return energies_left((self.sizes[0] if self.seen is None else self.seen.size) ** 2, found)
 
     def error(self, rank: int, rng: Generator) -> float:
         """The error in the metric that ``fit`` will come to, but for the rounding of its factors."""
         tails = self.tails(rank, rng)
         return float(tails[min(rank, len(tails) - 1)].sqrt())
 
-    def _leading(self, rank: int) -> Tensor:
-        """The leading left singular vectors of ``target @ R``; as many as its rank at the most."""
-        found = self.optimum.whitened
+    def leading(self, rank: int) -> Tensor:
+        """The leading left singular vectors (m, r) of ``target @ R``, by its exact decomposition."""
+        found = self.whitened
         if found.v is None:
-            return found.u[:, :rank]
+            return completed(found.u[:, :rank], rank)
         # For values near zero any orthonormal completion serves.
-        return fix_signs(torch.linalg.qr(self.metric.times(self.target, found.v[:, :rank])).Q)
+        return completed(fix_signs(torch.linalg.qr(self.metric.times(self.target, found.v[:, :rank])).Q), rank)
 
-    def _iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
+    def iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
         """The leading subspace by iteration where that is the faster way, and why this way was taken."""
         why = self.route.exact(self.shape, rank, self.metric, self.accuracy)
         if why is not None:
             return None, why
-        a = self.target if self.metric.right is None else self.target * self.metric.right.to(torch.float32)
-        energy = self.sizes[0] ** 2
-        return self.route.leading(InMemory(a), rank, energy=energy, accuracy=self.accuracy, rng=seeded(rng))
+        if self.seen is not None:
+            a, size = self.seen.matrix, self.seen.size
+        else:
+            a = self.target if self.metric.right is None else self.target * self.metric.right.to(torch.float32)
+            size = self.sizes[0]
+        return self.route.leading(InMemory(a), rank, energy=size**2, accuracy=self.accuracy, rng=seeded(rng))
 
 
 def energies_left(energy: float, found: Subspace) -> Tensor:

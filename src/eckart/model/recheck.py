@@ -47,7 +47,7 @@ def figures(
         return exact_bounds(weight, rng, spectral=spectral)
     op = modules.read(target.name)
     assert isinstance(op, Factors)  # no other kind is written
-    iterated = any("lower" in (bound.delta or {}) for bound in record.bounds) and metric.is_diagonal
+    iterated = any("lower" in (bound.delta or {}) for bound in record.bounds)
     if not iterated and certificate.quick and metric.is_plain and min(weight.shape) > LAPACK_SIDE:
         (near,) = measured_bounds(weight, op, metric, None, rng=rng, spectral=False)
         modest = next((bound.lower for bound in record.bounds if bound.norm == near.norm), None)
