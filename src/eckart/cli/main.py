@@ -16,13 +16,8 @@ from eckart.cli import commands
 from eckart.cli.show import fail
 from eckart.errors import EckartError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
-LARGE = (
-    32 << 20
-)  # bytes from which on a piece of memory is asked of the system and given back to it: more is not possible
-KEPT = (
-    128 << 20
-)  # bytes that may lie free at the end of the heap: activations come and go there, and new pages cost time
+M_MMAP_THRESHOLD = -3  # as malloc.h has it
+LARGE = 4 << 20  # bytes from which on a piece of memory is asked of the system and given back to it
 # Read by torch and transformers when the commands import them.
 FOR_LIBRARIES = {
     "THP_MEM_ALLOC_ENABLE": "1",  # large pages: the first touch of new memory, and every tensor is new, costs half
@@ -75,9 +70,7 @@ def _give_memory_back() -> None:
     Left to itself it learns from the first of them to keep such pieces, and holes between them grow to half a gigabyte.
     """
     with suppress(OSError, AttributeError):  # other C libraries know nothing of it
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, LARGE)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _run(received: list[int]) -> object:
