@@ -19,6 +19,8 @@ from eckart.cli import main
 from eckart.model import journal
 
 COPIES = sys.platform.startswith("linux")
+# What commands import only when they run; loaded here, it takes its seconds once and not in every copy of this process.
+HEAVY = ("eckart.api", "transformers.models.llama.modeling_llama")
 
 
 def disturb(what: dict[str, Any]) -> None:
@@ -96,9 +98,16 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     return {"code": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), **texts}
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """Run the jobs that come in, one after another."""
     torch.set_num_threads(1)
-    if len(sys.argv) > 1:
-        run(json.loads(sys.argv[1]), 1, 2)
+    for module in HEAVY:
+        importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        run(json.loads(sys.argv[1]), 1, 2)
+    serve()

@@ -1,12 +1,9 @@
-"""Runs command lines that may only take so much memory more than Python and torch took; otherwise as ``killed``."""
+"""Runs command lines that may only take so much memory more than Python, torch and transformers took; otherwise as ``killed``."""
 
-import json
 import resource
-import sys
 from typing import Any
 
 import killed
-import torch
 
 
 def limit(what: dict[str, Any]) -> None:
@@ -17,7 +14,5 @@ def limit(what: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     killed.disturb = limit
-    for line in sys.stdin:
-        print(json.dumps(killed.answer(json.loads(line))), flush=True)
+    killed.serve()

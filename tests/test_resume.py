@@ -161,9 +161,7 @@ def test_killed_in_every_stage_of_one_run(ground: Ground, killer: Killer, out: P
     ended(killer(*command), out, ground.undisturbed(variant))
 
 
-@pytest.mark.parametrize(
-    ("variant", "at_least"), [pytest.param("svd-llm", 28, marks=pytest.mark.slow), ("sequential uniform", 8)]
-)
+@pytest.mark.parametrize(("variant", "at_least"), [("svd-llm", 28), ("sequential uniform", 8)])
 def test_killed_at_every_line_of_the_journal(
     ground: Ground, killer: Killer, out: Path, variant: str, at_least: int
 ) -> None:
