@@ -13,7 +13,7 @@ from torch import Tensor
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.panels import PANEL, panels
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SVD, gram_svd, singular_values, svd
-from eckart.kernels.symmetric import nearly_cholesky, psd_root
+from eckart.kernels.symmetric import add_gram, nearly_cholesky, psd_root
 
 _ROOTS = Lock()  # maps share a metric: the root is taken by the first thread that asks, and the others wait for it
 
@@ -137,13 +137,13 @@ class Metric:
         if m <= columns or columns <= lapack_side:
             found = (svd if vectors else singular_values)(self.whiten(matrix), lapack_side)
         else:
-            found = self._turned(matrix, vectors=vectors)
+            found = self._turned(matrix, columns, vectors=vectors)
         return replace(found, slack=found.slack + self._rounding(matrix))
 
-    def _turned(self, matrix: Tensor, *, vectors: bool) -> SVD:
+    def _turned(self, matrix: Tensor, columns: int, *, vectors: bool) -> SVD:
         """The right singular vectors of ``matrix @ R``, which is never formed as a whole."""
-        gram = sum(white.T @ white for white in map(self.whiten, matrix.split(PANEL)))
-        assert isinstance(gram, Tensor)
+        gram = torch.zeros(columns, columns, dtype=torch.float64, device=matrix.device)
+        add_gram(gram, map(self.whiten, matrix.split(PANEL)))
         found = gram_svd(gram, len(matrix) * EPS * float(gram.trace()), vectors=vectors)
         return replace(found, u=gram.new_zeros(len(matrix), 0), v=found.u if vectors else None)
 

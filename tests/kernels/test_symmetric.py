@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from market import float64, gaussian, inputs, orthonormal
 from torch import Tensor
 
-from eckart.kernels.symmetric import nearly_cholesky
+from eckart.kernels.symmetric import BLOCK, add_gram, nearly_cholesky
 from eckart.linalg import psd_root
 
 
@@ -106,3 +106,19 @@ def test_a_cholesky_factor_of_nothing() -> None:
     c, share = nearly_cholesky(torch.zeros(3, 3))
     assert float(c.abs().max()) <= 1e-140
     assert share < 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 7])
+def test_a_gram_matrix_adds_up_by_halves(n: int) -> None:
+    parts = [gaussian(k, n, k) for k in (3, 1, 20)]
+    start = gaussian(n, n, 9)
+    start = start + start.T
+    found = add_gram(start.clone(), iter(parts))
+    expected = float64(start) + sum(float64(x).T @ float64(x) for x in parts)
+    assert np.allclose(float64(found), expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+    assert torch.equal(found, found.T)
+
+
+def test_a_gram_matrix_of_nothing_is_as_before() -> None:
+    start = torch.eye(3)
+    assert torch.equal(add_gram(start, []), torch.eye(3))

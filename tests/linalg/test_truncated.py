@@ -28,7 +28,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eckart.fit import Fit
-from eckart.linalg import Truncation, bounds_of, measured_bounds, remainder, truncated_svd
+from eckart.linalg import (
+    Automatic,
+    GramMatrix,
+    Route,
+    SubspaceIteration,
+    Truncation,
+    bounds_of,
+    measured_bounds,
+    remainder,
+    truncated_svd,
+)
 from eckart.linalg.factors import Basis
 from eckart.metric import Metric
 from eckart.operator import Factors
@@ -436,3 +446,24 @@ def test_nothing_is_computed_in_half_precision(dtype: torch.dtype, accuracy: flo
         truncated_svd(w, 8, accuracy=accuracy, dtype=dtype, spectral=spectral)
     assert seen.dtypes
     assert torch.float16 not in seen.dtypes
+
+
+@pytest.mark.parametrize("route", [Automatic(), SubspaceIteration(steps=4, oversampling=8), GramMatrix()], ids=repr)
+@pytest.mark.parametrize("form", ["diagonal", "gram"])
+def test_the_best_in_the_plain_norm_is_looked_for_with_the_spectral_one(
+    form: str, route: Route, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another metric it takes a decomposition of its own; without, the same factors and figures come out, but for that ``lower``."""
+    as_if_large(monkeypatch)
+    w, metric = gaussian(40, 30, 1).to(torch.float32), metrics_for(30)[form]
+    full = truncated_svd(w, 4, metric=metric, route=route, spectral=True)
+    lean = truncated_svd(w, 4, metric=metric, route=route)
+    assert torch.equal(full.op.dense(), lean.op.dense())
+    own, plain, _ = full.bounds
+    assert lean.bounds[0] == own
+    assert [b.norm for b in lean.bounds] == [own.norm, "frobenius"]
+    assert (lean.bounds[1].lower, lean.bounds[1].delta) == (None, None)
+    assert lean.bounds[1].achieved == pytest.approx(plain.achieved, rel=1e-12)
+    assert lean.bounds[1].upper == pytest.approx(plain.upper, rel=1e-12)
+    assert plain.lower is not None
+    assert plain.lower > 0.5 * plain.achieved

@@ -1,6 +1,7 @@
 """Truncation in metrics with a left side, against a dense oracle that inverts both sides."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,11 +88,14 @@ def test_no_matrix_of_the_rank_comes_nearer(
 def test_a_worked_example() -> None:
     """diag(3, 2) with rows weighed 1 and 2: the second direction counts 4, so it is the one to be kept."""
     w = torch.diag(torch.tensor([3.0, 2.0]))
-    fit = truncated_svd(w, 1, metric=TwoSided("rows", torch.tensor([1.0, 2.0])))
+    metric = TwoSided("rows", torch.tensor([1.0, 2.0]))
+    fit = truncated_svd(w, 1, metric=metric, spectral=True)
     assert torch.allclose(fit.op.dense(), torch.diag(torch.tensor([0.0, 2.0])), atol=1e-6)
-    own, plain = fit.bounds
+    own, plain, spectral = fit.bounds
     assert (own.lower, own.achieved, own.scale) == pytest.approx((3.0, 3.0, 5.0), rel=1e-6)
     assert (plain.lower, plain.achieved) == pytest.approx((2.0, 3.0), rel=1e-6)
+    assert (spectral.lower, spectral.achieved) == pytest.approx((2.0, 3.0), rel=1e-6)
+    assert truncated_svd(w, 1, metric=metric).bounds == (own, replace(plain, lower=None))
 
 
 @pytest.mark.parametrize("form", METRICS)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eckart.kernels.checked import finite_matrix
 from eckart.kernels.panels import panels
+from eckart.kernels.symmetric import add_gram
 
 # Up to this smaller side LAPACK decomposes the matrix itself; above, the float64 Gram matrix is several times
 # faster and its squared rounding error, 1e-16 of the energy, is far below what a float32 factor can express.
@@ -143,10 +144,7 @@ def smaller_gram(a: Tensor) -> Tensor:
     ([[25.0]], [[25.0]])
     """
     a = a if a.shape[0] > a.shape[1] else a.T
-    gram = torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device)
-    for rows in panels(a):
-        gram.addmm_(rows.T, rows)
-    return gram
+    return add_gram(torch.zeros(a.shape[1], a.shape[1], dtype=torch.float64, device=a.device), panels(a))
 
 
 def _empty(a: Tensor) -> SVD:

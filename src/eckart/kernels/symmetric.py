@@ -1,11 +1,35 @@
-"""Square roots of positive semidefinite matrices, exact ones and fast ones, without inverses."""
+"""Positive semidefinite matrices: products that make them, and square roots, exact ones and fast ones, without inverses."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 EPS = torch.finfo(torch.float64).eps
+BLOCK = 192  # columns at once: narrower blocks save more of the product, and wider ones run faster
+
+
+def add_gram(gram: Tensor, rows: Iterable[Tensor]) -> Tensor:
+    """Add ``sum(x.T @ x for x in rows)`` to a symmetric ``gram`` (n, n), in place and exactly symmetric: at little more than half the cost.
+
+    Only blocks that touch the lower triangle are computed, and the upper one is copied from them.
+
+    >>> add_gram(torch.zeros(2, 2), [torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])]).tolist()
+    [[1.0, 2.0], [2.0, 5.0]]
+    """
+    starts = range(0, len(gram), BLOCK)
+    for x in rows:
+        for start in starts:
+            stop = start + BLOCK
+            gram[start:stop, :stop].addmm_(x[:, start:stop].T, x[:, :stop])
+    for start in starts:
+        stop = start + BLOCK
+        gram[:start, start:stop] = gram[start:stop, :start].T
+        block = gram[start:stop, start:stop]
+        block.copy_(block.tril() + block.tril(-1).T)
+    return gram
 
 
 def psd_root(gram: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from eckart.kernels.symmetric import psd_root
 from eckart.linalg.batch import truncated_svds
 from eckart.linalg.certified import bounds_of
 from eckart.linalg.cur import cur, interpolative
-from eckart.linalg.enclosure import Optimum, measured_bounds
+from eckart.linalg.enclosure import Optimum, frobenius_error, measured_bounds
 from eckart.linalg.incremental import Directions, RowStream
 from eckart.linalg.nystrom import generalised_nystrom, nystrom
 from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration
@@ -77,6 +77,7 @@ __all__ = [
     "bounds_of",
     "cur",
     "fix_signs",
+    "frobenius_error",
     "generalised_nystrom",
     "hadamard",
     "hadamard_transform",

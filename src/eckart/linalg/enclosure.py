@@ -21,10 +21,13 @@ PLAIN = Metric.plain()
 
 @dataclass(frozen=True)
 class Optimum:
-    """What exact decompositions say of the best possible errors: of ``target @ R``, and of ``target`` (values suffice)."""
+    """What exact decompositions say of the best possible errors: of ``target @ R``, and of ``target`` (values suffice).
+
+    The latter may be missing where the metric is not the plain one: without the spectral norm nothing is said of it.
+    """
 
     whitened: SVD
-    plain: SVD
+    plain: SVD | None
 
 
 @dataclass(frozen=True)
@@ -52,33 +55,57 @@ def measured_bounds(
 
     With an ``optimum`` the energy that it leaves after the rank of ``op`` is what no operator of that rank can beat, for
     certain. Without one ``lower`` comes from the approximation itself (``_posterior``): then it holds but for a stated probability.
+    Of the least possible error in a plain norm that is not the metric nothing is said, unless the spectral norm is wanted as well.
     ``sizes``, the norms of the target in the metric and in the Frobenius norm, and the target as ``seen`` by a full metric are computed
     where they are not given. The error is formed in float32 where the rounding of that can't be more than 0.5 % of it, else in float64; its
     bound widens ``upper``.
     """
     if optimum is None and not metric.is_diagonal:
         own = _in_coordinates(target, op, metric, seen or metric.coordinates(target), rng)
-        return own, *measured_bounds(target, op, PLAIN, None, rng=rng, spectral=spectral)
+        return own, *(measured_bounds(target, op, PLAIN, None, rng=rng) if spectral else (frobenius_error(target, op),))
     size, scale = sizes or (metric.norm(target), frobenius_norm(target))
     plainly = Formed.of(target, op, scale)
-    inside = plainly if metric.is_plain else plainly.fine_in(metric)
-    rank = op.rank
-    if optimum is None or spectral:
-        enclosed = plainly.spectral_norm(rng)
-    if optimum is None:
-        basis = _basis(target, op, plainly)
-        plain = floors = _posterior(plainly, op.right, basis, enclosed)
-        if not metric.is_plain:
-            weighed = inside.weighed(metric, size)
-            floors = _posterior(weighed, metric.whiten(op.right), basis.in_metric(metric), weighed.spectral_norm(rng))
+    basis = _basis(target, op, plainly) if optimum is None else None
+    plain = None if optimum is None else optimum.plain
+    if metric.is_plain:
+        return _plain_bounds(plainly, op, plain, basis, rng, spectral=spectral)
+    inside = plainly.fine_in(metric)
+    if optimum is not None:
+        floors = _exact(optimum.whitened, op.rank)
     else:
-        plain = _exact(optimum.plain, rank)
-        floors = _exact(optimum.whitened, rank)
+        assert basis is not None
+        weighed = inside.weighed(metric, size)
+        floors = _posterior(weighed, metric.whiten(op.right), basis.in_metric(metric), weighed.spectral_norm(rng))
+    own = _frobenius(metric, inside, size, floors, plainly.size + plainly.slack)
+    if not spectral:
+        return own, _as_seen(PLAIN.name, plainly, None)
+    return own, *_plain_bounds(plainly, op, plain, basis, rng, spectral=True)
+
+
+def frobenius_error(target: Tensor, op: Factors, size: float | None = None) -> Bound:
+    """The Frobenius norm of the error; of the least possible one nothing is said. ``size`` is the norm of the target, if known.
+
+    >>> frobenius_error(torch.eye(2), Factors(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, 0.0]]))).achieved
+    1.0
+    """
+    return _as_seen(PLAIN.name, Formed.of(target, op, frobenius_norm(target) if size is None else size), None)
+
+
+def _plain_bounds(
+    plainly: Formed, op: Factors, optimum: SVD | None, basis: Basis | None, rng: Generator, *, spectral: bool
+) -> tuple[Bound, ...]:
+    """The bounds in the plain norms, by an ``optimum`` or by the ``basis`` of the left factor."""
     size_of_error = plainly.size + plainly.slack
-    bounds = [_frobenius(metric, inside, size, floors, size_of_error)]
-    if not metric.is_plain:
-        bounds.append(_frobenius(PLAIN, plainly, scale, plain, size_of_error))
-    return (*bounds, _spectral(plainly, enclosed, plain)) if spectral else tuple(bounds)
+    if optimum is not None and not spectral:
+        return (_frobenius(PLAIN, plainly, plainly.scale, _exact(optimum, op.rank), size_of_error),)
+    enclosed = plainly.spectral_norm(rng)
+    if optimum is not None:
+        floors = _exact(optimum, op.rank)
+    else:
+        assert basis is not None
+        floors = _posterior(plainly, op.right, basis, enclosed)
+    own = _frobenius(PLAIN, plainly, plainly.scale, floors, size_of_error)
+    return (own, _spectral(plainly, enclosed, floors)) if spectral else (own,)
 
 
 def _in_coordinates(target: Tensor, op: Factors, metric: Metric, seen: Coordinates, rng: Generator) -> Bound:
@@ -110,21 +137,24 @@ def _in_coordinates(target: Tensor, op: Factors, metric: Metric, seen: Coordinat
 
 
 def implicit_bounds(
-    target: Operator, op: Factors, metric: Metric, basis: Basis, *, rng: Generator
+    target: Operator, op: Factors, metric: Metric, basis: Basis, *, rng: Generator, spectral: bool
 ) -> tuple[Bound, ...]:
     """``measured_bounds`` without an optimum for an operator that is never formed, in a plain or diagonal metric.
 
     ``basis`` is that of the left factor of ``op``. All products are in float64.
     """
     plainly = Implicit(target, op)
-    enclosed = plainly.spectral_norm(rng)
-    plain = _posterior(plainly, op.right, basis, enclosed)
-    bounds = [_as_seen("frobenius", plainly, plain)]
+    own: tuple[Bound, ...] = ()
     if not metric.is_plain:
         inside = Implicit(target, op, metric.right)
-        own = _posterior(inside, metric.whiten(op.right), basis.in_metric(metric), inside.spectral_norm(rng))
-        bounds.insert(0, _as_seen(metric.name, inside, own))
-    return (*bounds, _spectral(plainly, enclosed, plain))
+        floors = _posterior(inside, metric.whiten(op.right), basis.in_metric(metric), inside.spectral_norm(rng))
+        own = (_as_seen(metric.name, inside, floors),)
+        if not spectral:
+            return (*own, _as_seen(PLAIN.name, plainly, None))
+    enclosed = plainly.spectral_norm(rng)
+    plain = _posterior(plainly, op.right, basis, enclosed)
+    seen = (*own, _as_seen(PLAIN.name, plainly, plain))
+    return (*seen, _spectral(plainly, enclosed, plain)) if spectral else seen
 
 
 def _basis(target: Tensor, op: Factors, residual: Formed) -> Basis:
@@ -158,15 +188,16 @@ def _frobenius(metric: Metric, residual: Formed, scale: float, floors: _Floors, 
     )
 
 
-def _as_seen(name: str, remainder: Remainder, floors: _Floors) -> Bound:
-    achieved = max(remainder.size, floors.tail)
+def _as_seen(name: str, remainder: Remainder, floors: _Floors | None) -> Bound:
+    lower = None if floors is None else floors.tail
+    achieved = max(remainder.size, lower or 0.0)
     return Bound(
         norm=name,
-        lower=floors.tail,
+        lower=lower,
         achieved=achieved,
         upper=achieved + remainder.slack,
         scale=remainder.scale,
-        delta={"lower": floors.delta} if floors.delta else None,
+        delta={"lower": floors.delta} if floors is not None and floors.delta else None,
     )
 
 

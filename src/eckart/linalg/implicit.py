@@ -97,8 +97,8 @@ class ImplicitTruncation:
             fit = self._formed.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
             return Fit(op=fit.op, bounds=fit.bounds, how=f"{fit.how}; the operator was formed for it")
         op, basis = stored(fix_signs(found.u), self.target, dtype)
-        bounds = implicit_bounds(self.target, op, self.metric, basis, rng=rng)
-        return Fit(op=op, bounds=bounds if spectral else bounds[:-1], how=how)
+        bounds = implicit_bounds(self.target, op, self.metric, basis, rng=rng, spectral=spectral)
+        return Fit(op=op, bounds=bounds, how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
         """As ``Truncation.tails``."""

@@ -63,9 +63,10 @@ def truncated_svd(
     of the side (a sixth in a full metric). ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is
     given), not on its state.
 
-    Bounds are those in the metric and in the Frobenius norm. With ``spectral`` there is one in the spectral norm as well, and ``lower``
-    comes near the optimum also where the result was iterated for: else it is certain but loose there. That takes as long again
-    as a large matrix itself, or several times as long.
+    Bounds are those in the metric and in the Frobenius norm, the latter without ``lower`` where the metric is another. With ``spectral``
+    there is one in the spectral norm as well, every one has its ``lower``, and that comes near the optimum also where the result was
+    iterated for in the plain metric: else it is certain but loose there. That takes as long again as a large matrix itself, or several
+    times as long.
 
     >>> w = torch.diag(torch.tensor([3.0, 2.0, 1.0]))
     >>> fit = truncated_svd(w, 2)

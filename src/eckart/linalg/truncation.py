@@ -52,9 +52,11 @@ class Truncation:
         return frobenius_norm(self.target)
 
     @cached_property
-    def sizes(self) -> tuple[float, float]:
-        """The norms of the target in the metric and in the Frobenius norm."""
-        return self.size if self.metric.is_plain else self.metric.norm(self.target), self.size
+    def norm(self) -> float:
+        """The norm of the target in the metric, where it is iterated on."""
+        if self.metric.is_plain:
+            return self.size
+        return self.metric.norm(self.target) if self.seen is None else self.seen.size
 
     @cached_property
     def seen(self) -> Coordinates | None:
@@ -62,10 +64,9 @@ class Truncation:
         return None if self.metric.is_diagonal else self.metric.coordinates(self.target)
 
     @cached_property
-    def optimum(self) -> Optimum:
-        """Exact decompositions: of ``target @ R`` with vectors, of ``target`` without, unless the metric is the plain one."""
-        plain = None if self.metric.is_plain else singular_values(self.target)  # before there are vectors to be held
-        return Optimum(self.whitened, plain or self.whitened)
+    def plain(self) -> SVD:
+        """The singular values of the target itself."""
+        return self.whitened if self.metric.is_plain else singular_values(self.target)
 
     @cached_property
     def whitened(self) -> SVD:
@@ -80,7 +81,10 @@ class Truncation:
         """
         checked_rank(rank, self.shape)
         found, how = self.iterated(rank, rng)
+        optimum: Optimum | None = None
         if found is None:
+            plain = self.plain if spectral else None  # before there are vectors to be held
+            optimum = Optimum(self.whitened, self.whitened if self.metric.is_plain else plain)
             op = stored(self.leading(rank), self.target, dtype)[0]
         elif self.metric.is_plain:
             projected = Projected.on(found, self.target, self.size, dtype)
@@ -94,9 +98,9 @@ class Truncation:
             self.target,
             op,
             self.metric,
-            self.optimum if found is None else None,
+            optimum,
             rng=rng,
-            sizes=self.sizes if found is None or self.seen is None else (self.seen.size, self.size),
+            sizes=(self.norm if found is not None else float(self.whitened.s.norm()), self.size),
             seen=None if found is None else self.seen,
             spectral=spectral,
         )
@@ -107,7 +111,7 @@ class Truncation:
         found, _ = self.iterated(rank, rng)
         if found is None:
             return self.whitened.tails()
-        return energies_left((self.sizes[0] if self.seen is None else self.seen.size) ** 2, found)
+        return energies_left(self.norm**2, found)
 
     def error(self, rank: int, rng: Generator) -> float:
         """The error in the metric that ``fit`` will come to, but for the rounding of its factors."""
@@ -128,11 +132,10 @@ class Truncation:
         if why is not None:
             return None, why
         if self.seen is not None:
-            a, size = self.seen.matrix, self.seen.size
+            a = self.seen.matrix
         else:
             a = self.target if self.metric.right is None else self.target * self.metric.right.to(torch.float32)
-            size = self.sizes[0]
-        return self.route.leading(InMemory(a), rank, energy=size**2, accuracy=self.accuracy, rng=seeded(rng))
+        return self.route.leading(InMemory(a), rank, energy=self.norm**2, accuracy=self.accuracy, rng=seeded(rng))
 
 
 def energies_left(energy: float, found: Subspace) -> Tensor:

@@ -13,7 +13,7 @@ from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.panels import panels
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SVD, fix_signs, singular_values
-from eckart.linalg.enclosure import PLAIN, Optimum, measured_bounds
+from eckart.linalg.enclosure import PLAIN, Optimum, frobenius_error, measured_bounds
 from eckart.linalg.factors import Basis, image, lengths
 from eckart.linalg.routes import Automatic, Route
 from eckart.linalg.truncation import Truncation, checked_rank
@@ -63,8 +63,10 @@ class WeighedTruncation:
         weighed = None if found is not None else Optimum(self.inner.whitened, self.inner.whitened)
         seen = None if found is None else self.inner.seen
         own = weighed_bound(self.target, op, self.metric, self.inner.target, weighed, seen=seen, rng=rng)
+        if not spectral:
+            return Fit(op=op, bounds=(own, frobenius_error(self.target, op, self.whole.size)), how=how)
         best = None if found is not None and min(self.whole.shape) > LAPACK_SIDE else Optimum(self.plain, self.plain)
-        plain = measured_bounds(self.target, op, PLAIN, best, rng=rng, sizes=self.whole.sizes, spectral=spectral)
+        plain = measured_bounds(self.target, op, PLAIN, best, rng=rng, sizes=(self.whole.size,) * 2)
         return Fit(op=op, bounds=(own, *plain), how=how)
 
     def tails(self, rank: int, rng: Generator) -> Tensor:

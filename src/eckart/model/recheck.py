@@ -12,7 +12,7 @@ from torch import Tensor
 from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.kernels.svd import LAPACK_SIDE
-from eckart.linalg import Optimum, measured_bounds, singular_values
+from eckart.linalg import Optimum, frobenius_error, measured_bounds, singular_values
 from eckart.metric import Metric
 from eckart.model.certificate import CalibrationRecord, Certificate, MatrixRecord
 from eckart.model.compression import Statistics
@@ -47,6 +47,9 @@ def figures(
         return exact_bounds(weight, rng, spectral=spectral)
     op = modules.read(target.name)
     assert isinstance(op, Factors)  # no other kind is written
+    recorded = next((bound.norm for bound in record.bounds), metric.name)
+    if certificate.quick and metric.is_plain and recorded != metric.name:
+        return (frobenius_error(weight, op),)  # the metric is not known here, and nothing else was recorded
     iterated = any("lower" in (bound.delta or {}) for bound in record.bounds)
     if not iterated and certificate.quick and metric.is_plain and min(weight.shape) > LAPACK_SIDE:
         (near,) = measured_bounds(weight, op, metric, None, rng=rng, spectral=False)
@@ -55,8 +58,10 @@ def figures(
             return (near,)
     optimum = None
     if not iterated:
-        plain = singular_values(weight)
-        optimum = Optimum(plain if metric.is_plain else metric.singular_values(weight), plain)
+        plain = singular_values(weight) if spectral or metric.is_plain else None
+        whitened = plain if metric.is_plain else metric.singular_values(weight)
+        assert whitened is not None
+        optimum = Optimum(whitened, plain)
     return measured_bounds(weight, op, metric, optimum, rng=rng, spectral=spectral)
 
 

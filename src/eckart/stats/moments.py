@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from eckart.kernels.panels import panels
+from eckart.kernels.symmetric import add_gram
 
 
 @dataclass(kw_only=True)
@@ -46,8 +47,8 @@ class Moments:
         for rows in panels(x):
             self.magnitude += rows.abs().sum(0)
             self.square += rows.square().sum(0)
-            if self.gram is not None:
-                self.gram.addmm_(rows.T, rows)  # in place: a product beside it would take as much room again
+        if self.gram is not None:
+            add_gram(self.gram, panels(x))  # in place: a product beside it would take as much room again
 
     @property
     def energy(self) -> float:
