@@ -16,8 +16,9 @@ from eckart.cli import commands
 from eckart.cli.show import fail
 from eckart.errors import EckartError
 
-M_MMAP_THRESHOLD = -3  # as malloc.h has it
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 LARGE = 4 << 20  # bytes from which on a piece of memory is asked of the system and given back to it
+SPARE = 16 << 20  # bytes that may lie free at the end of the heap: activations of small models come and go there
 # Read by torch and transformers when the commands import them.
 FOR_LIBRARIES = {
     "THP_MEM_ALLOC_ENABLE": "1",  # large pages: the first touch of new memory, and every tensor is new, costs half
@@ -70,7 +71,9 @@ def _give_memory_back() -> None:
     Left to itself it learns from the first of them to keep such pieces, and holes between them grow to half a gigabyte.
     """
     with suppress(OSError, AttributeError):  # other C libraries know nothing of it
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, SPARE)
 
 
 def _run(received: list[int]) -> object:
