@@ -1,7 +1,10 @@
 """Kronecker sums, tensor trains and Tucker's decomposition against the unfoldings that say what is possible."""
 
 import math
+import warnings
+from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +12,14 @@ import torch
 from market import MATRICES, float64, gaussian, generator, lapack_values, orthonormal
 from torch import Tensor
 
+from eckart import linalg
 from eckart.fit import Fit
-from eckart.linalg import kronecker_sum, tensor_train, tucker
 from eckart.operator import Kronecker, Product, Sum, TensorTrain, in_dtype, nbytes
+
+# With all bounds; that the others are the same without is a test of its own.
+kronecker_sum, tensor_train, tucker = (
+    partial(make, spectral=True) for make in (linalg.kronecker_sum, linalg.tensor_train, linalg.tucker)
+)
 
 
 def error(a: Tensor, fit: Fit) -> float:
@@ -267,3 +275,63 @@ def test_a_tensor_that_is_not_finite_is_refused_by_name(wrong: float) -> None:
     a[1, 0, 2] = wrong
     with pytest.raises(ValueError, match=r"the tensor of shape \(4, 2, 3\) holds NaN or infinity"):
         tucker(a, (2, 2, 2))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_spectral_norm_comes_on_request(kind: str) -> None:
+    a = gaussian(8, 6, 3)
+    lean = {
+        "kronecker": lambda: linalg.kronecker_sum(a, 1, (1, 6)),
+        "train": lambda: linalg.tensor_train(a, (8, 1), (1, 6), 1),
+        "tucker": lambda: linalg.tucker(a, (1, 1)),
+    }[kind]()
+    full = ALL[kind](a)
+    assert [bound.norm for bound in full.bounds] == ["frobenius", "spectral"]
+    assert lean.bounds == full.bounds[:1]
+    assert torch.equal(lean.op.dense(), full.op.dense())
+
+
+@pytest.mark.parametrize("ranks", [(1, 1, 1), (2, 5, 3), (4, 8, 6)])
+def test_what_each_bond_leaves_is_below_what_its_unfolding_leaves(ranks: tuple[int, ...]) -> None:
+    a = gaussian(24, 18, 5) * torch.logspace(0, -1, 18, dtype=torch.float64)
+    rows, columns = (2, 3, 2, 2), (3, 1, 3, 2)
+    free, near = linalg.tensor_train(a, rows, columns, ranks), tensor_train(a, rows, columns, ranks)
+    assert torch.equal(free.op.dense(), near.op.dense())
+    first = float(np.linalg.norm(lapack_values(unfoldings(a, rows, columns)[0])[ranks[0] :]))
+    assert first * (1 - 1e-12) <= free.bounds[0].lower + 1e-12
+    assert 0 < free.bounds[0].lower <= near.bounds[0].lower <= error(a, free)
+
+
+# ---- tensorly ---------------------------------------------------------------------------------------------------------
+
+
+def check_with_tensorly(a: np.ndarray, ranks: tuple[int, ...], bond: int) -> None:
+    """Trains are the same algorithm and as good; Tucker's decomposition ends within 1e-4 of what a hundred sweeps come to."""
+    decomposition = pytest.importorskip("tensorly.decomposition", reason="tensorly is not installed")
+    w = torch.from_numpy(a)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of ranks above what an unfolding has
+        theirs = decomposition.tucker(a, list(ranks), init="svd", n_iter_max=100, tol=1e-10)
+    core, factors = theirs
+    for axis, factor in enumerate(factors):
+        core = np.moveaxis(np.tensordot(factor, core, axes=([1], [axis])), 0, axis)
+    found = linalg.tucker(w, ranks).bounds[0]
+    assert found.lower is not None
+    assert found.lower <= np.linalg.norm(a - core)
+    assert found.achieved <= (1 + 1e-4) * np.linalg.norm(a - core) + 1e-12 * found.scale
+    train = linalg.tensor_train(w.reshape(-1, 1), a.shape, (1,) * a.ndim, bond)
+    assert isinstance(train.op, TensorTrain)
+    rest = a - decomposition.tensor_train(a, [1, *train.op.ranks, 1]).to_tensor()
+    assert train.bounds[0].achieved == pytest.approx(np.linalg.norm(rest), rel=1e-9, abs=1e-12 * found.scale)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1, 1.0])
+def test_tensorly_comes_to_the_same(noise: float) -> None:
+    check_with_tensorly(float64(spread((7, 6, 5, 3), (3, 2, 3, 2), 4, noise)), (3, 2, 3, 2), 4)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["COVID19_data", "IL2_Response_Tensor", "Kinetic"])
+def test_tensorly_comes_to_the_same_on_real_tensors(name: str, data_dir: Path) -> None:
+    a = np.nan_to_num(np.load(data_dir / "tensorly_tensors" / f"{name}.npy")).astype(np.float64)
+    check_with_tensorly(a, tuple(max(1, side // 6) for side in a.shape), 4)

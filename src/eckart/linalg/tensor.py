@@ -16,8 +16,8 @@ from eckart.linalg.factors import completed
 from eckart.linalg.truncated import truncated_svd
 from eckart.operator import Dense, Factors, Kronecker, Operator, Product, Sum, TensorTrain, in_dtype
 
-SWEEPS = 20  # of alternating least squares, at the most
-STALLED = 1e-6  # a sweep that gains less than this share of the energy is the last one
+SWEEPS = 50  # of alternating least squares, at the most
+STALLED = 1e-6  # a sweep that gains less than this share of what is left is the last one
 
 
 def kronecker_sum(
@@ -26,13 +26,15 @@ def kronecker_sum(
     left: tuple[int, int],
     *,
     dtype: torch.dtype | None = None,
+    spectral: bool = False,
     rng: Generator | None = None,
 ) -> Fit:
     """The sum of ``terms`` Kronecker products ``B_i ⊗ C_i`` nearest to ``a`` (m, n), every B_i of the shape ``left``.
 
     With the entries of ``a`` rearranged so that each block (of the shape of C) becomes a row, sums of Kronecker products are
     matrices of that rank: the nearest one is a truncated SVD, and its error is the same (Van Loan and Pitsianis 1993). The
-    Frobenius bound is therefore that of ``truncated_svd``; nothing is known of the least error in the spectral norm.
+    Frobenius bound is therefore that of ``truncated_svd``; with ``spectral`` there is one in the spectral norm too, of whose least
+    error nothing is known.
 
     >>> a = torch.kron(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, 1.0]]))
     >>> fit = kronecker_sum(a, 1, (2, 2))
@@ -54,7 +56,8 @@ def kronecker_sum(
     op = Sum(
         tuple(Kronecker(Dense(b.reshape(left).contiguous()), Dense(c.reshape(inner).contiguous())) for b, c in pairs)
     )
-    return Fit(op=op, bounds=(fit.bounds[0], _bounds(a, op, 0.0, rng)[1]), how=f"{fit.how}, of the rearranged blocks")
+    beside = _bounds(a, op, 0.0, rng, spectral=True)[1:] if spectral else ()
+    return Fit(op=op, bounds=(fit.bounds[0], *beside), how=f"{fit.how}, of the rearranged blocks")
 
 
 def tensor_train(
@@ -64,14 +67,16 @@ def tensor_train(
     ranks: int | Sequence[int],
     *,
     dtype: torch.dtype | None = None,
+    spectral: bool = False,
     rng: Generator | None = None,
 ) -> Fit:
     """A tensor train (matrix product operator) near ``a`` (m, n), m and n being split into ``rows`` and ``columns`` as digits.
 
     TT-SVD (Oseledets 2011, algorithm 1) of the tensor whose k-th index is the pair of the k-th digits of row and column: one
     truncated SVD after the other, in float64, which leaves at most ``sqrt(d - 1)`` times the error of the best train of these
-    ``ranks`` (one for each of the d - 1 bonds, or one for all; more than a bond can hold is cut back). ``lower`` is the largest
-    of what the unfoldings leave at their ranks: no train of these ranks can leave less.
+    ``ranks`` (one for each of the d - 1 bonds, or one for all; more than a bond can hold is cut back). ``lower`` is the largest of what
+    each of these leaves, none of whose singular values is above that of the unfolding. With ``spectral`` it is the largest of what
+    the unfoldings themselves leave, below which no train of these ranks can come, and there is a bound in the spectral norm.
 
     >>> a = torch.kron(torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, 1.0], [1.0, 1.0]]))
     >>> fit = tensor_train(a, (2, 2), (2, 2), 1)
@@ -98,23 +103,32 @@ def tensor_train(
     for k, rank in enumerate(wanted):
         rest = rest.reshape(before * sizes[k], -1)
         rank = min(rank, *rest.shape)
-        u = svd(rest).u[:, :rank]
+        found = svd(rest)
+        u = found.u[:, :rank]
         cores.append(u.reshape(before, rows[k], columns[k], rank))
         rest, before = u.T @ rest, rank
-        unfolded = tensor.reshape(math.prod(sizes[: k + 1]), -1)
-        lower = max(lower, singular_values(unfolded).tail_floor(rank))
+        whole = singular_values(tensor.reshape(math.prod(sizes[: k + 1]), -1)) if spectral and k else found
+        lower = max(lower, whole.tail_floor(rank))
     cores.append(rest.reshape(before, rows[-1], columns[-1], 1))
     op = in_dtype(TensorTrain(tuple(_evened(cores))), dtype or a.dtype)
-    return Fit(op=op, bounds=_bounds(a, op, lower, rng), how="one truncated SVD for each bond")
+    return Fit(op=op, bounds=_bounds(a, op, lower, rng, spectral=spectral), how="one truncated SVD for each bond")
 
 
-def tucker(a: Tensor, ranks: Sequence[int], *, dtype: torch.dtype | None = None, rng: Generator | None = None) -> Fit:
+def tucker(
+    a: Tensor,
+    ranks: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    spectral: bool = False,
+    rng: Generator | None = None,
+) -> Fit:
     """Tucker's decomposition of a tensor ``a`` of any order above 1: a core of the size ``ranks`` and a basis for each axis.
 
     Higher-order orthogonal iteration from the truncated higher-order SVD (De Lathauwer, De Moor and Vandewalle 2000), in float64,
-    until a sweep gains less than 1e-6 of the energy. The operator is the first unfolding, (first size, product of the others):
+    until a sweep gains less than 1e-6 of what is left. The operator is the first unfolding, (first size, product of the others):
     ``U_1 G (U_2 ⊗ U_3 ⊗ …)^T`` with the core G unfolded likewise, whose factors are stored and no more. The error is at most
-    ``sqrt(order)`` times the best possible; ``lower`` is the largest of what the unfoldings leave at their ranks.
+    ``sqrt(order)`` times the best possible; ``lower`` is the largest of what the unfoldings leave at their ranks. With ``spectral``
+    there is a bound in the spectral norm of that unfolding as well.
 
     >>> a = torch.einsum("i,j,k->ijk", torch.tensor([1.0, 2.0]), torch.tensor([1.0, 0.0, 1.0]), torch.tensor([3.0, 4.0]))
     >>> fit = tucker(a, (1, 1, 1))
@@ -136,13 +150,13 @@ def tucker(a: Tensor, ranks: Sequence[int], *, dtype: torch.dtype | None = None,
     found = [svd(unfolded) for unfolded in unfoldings]
     lower = max(one.tail_floor(rank) for one, rank in zip(found, ranks, strict=True))
     bases = [completed(one.u[:, :rank], rank) for one, rank in zip(found, ranks, strict=True)]
-    energy = float(_core(tensor, bases).square().sum())
+    whole, energy = float(tensor.square().sum()), float(_core(tensor, bases).square().sum())
     for _ in range(SWEEPS):
         for axis, rank in enumerate(ranks):
             others = _core(tensor, bases, leave=axis)
             bases[axis] = completed(svd(_unfolded(others, axis)).u[:, :rank], rank)
         before, energy = energy, float(_core(tensor, bases).square().sum())
-        if energy - before <= STALLED * energy:
+        if energy - before <= STALLED * max(whole - energy, 0.0) + max(shape) * EPS * whole:
             break
     core = _unfolded(_core(tensor, bases), 0)
     inner: Operator = Dense(bases[1].contiguous())
@@ -151,7 +165,7 @@ def tucker(a: Tensor, ranks: Sequence[int], *, dtype: torch.dtype | None = None,
     op = in_dtype(Product((Dense(bases[0].contiguous()), Dense(core), inner.T)), dtype or a.dtype)
     flat = a.reshape(shape[0], -1)
     how = "higher-order orthogonal iteration from the truncated higher-order SVD"
-    return Fit(op=op, bounds=_bounds(flat, op, lower, rng), how=how)
+    return Fit(op=op, bounds=_bounds(flat, op, lower, rng, spectral=spectral), how=how)
 
 
 def _matrix(a: Tensor) -> Tensor:
@@ -179,13 +193,13 @@ def _unfolded(tensor: Tensor, axis: int) -> Tensor:
 
 def _core(tensor: Tensor, bases: Sequence[Tensor], leave: int | None = None) -> Tensor:
     """The tensor in the coordinates of all bases, but for one axis that may be left as it is."""
-    for axis, basis in enumerate(bases):
-        if axis != leave:
-            tensor = torch.tensordot(basis.T, tensor, dims=([1], [axis])).movedim(0, axis)
+    others = [axis for axis in range(len(bases)) if axis != leave]
+    for axis in sorted(others, key=lambda axis: bases[axis].shape[1] / len(bases[axis])):  # what shrinks most comes first
+        tensor = torch.tensordot(bases[axis].T, tensor, dims=([1], [axis])).movedim(0, axis)
     return tensor
 
 
-def _bounds(a: Tensor, op: Operator, lower: float, rng: Generator | None) -> tuple[Bound, Bound]:
+def _bounds(a: Tensor, op: Operator, lower: float, rng: Generator | None, *, spectral: bool) -> tuple[Bound, ...]:
     """The error as measured in float64, in the Frobenius norm and in the spectral norm, of whose least nothing is known."""
     wide = in_dtype(op, torch.float64)
     error = a.to(torch.float64) - wide.dense()
@@ -194,16 +208,17 @@ def _bounds(a: Tensor, op: Operator, lower: float, rng: Generator | None) -> tup
     reach = sum(math.prod(float(torch.linalg.vector_norm(t)) for t in part.tensors().values()) for part in parts)
     slack = sum(op.shape) * EPS * (reach + size)
     achieved = max(frobenius_norm(error), lower)
+    own = Bound(norm="frobenius", lower=lower, achieved=achieved, upper=achieved + slack, scale=size)
+    if not spectral:
+        return (own,)
     rng = rng or Generator().manual_seed(0)
     found = spectral_norm(error, rng)
-    return (
-        Bound(norm="frobenius", lower=lower, achieved=achieved, upper=achieved + slack, scale=size),
-        Bound(
-            norm="spectral",
-            lower=None,
-            achieved=found.value,
-            upper=max(found.value, found.upper) + slack,
-            scale=spectral_norm(a, rng).value,
-            delta={"upper": found.delta} if found.delta else None,
-        ),
+    beside = Bound(
+        norm="spectral",
+        lower=None,
+        achieved=found.value,
+        upper=max(found.value, found.upper) + slack,
+        scale=spectral_norm(a, rng).value,
+        delta={"upper": found.delta} if found.delta else None,
     )
+    return own, beside
