@@ -467,3 +467,25 @@ def test_the_best_in_the_plain_norm_is_looked_for_with_the_spectral_one(
     assert lean.bounds[1].upper == pytest.approx(plain.upper, rel=1e-12)
     assert plain.lower is not None
     assert plain.lower > 0.5 * plain.achieved
+
+
+@pytest.mark.parametrize("shape", [(300, 270), (260, 400)])
+def test_low_ranks_of_middling_matrices_are_iterated_for(shape: tuple[int, int]) -> None:
+    """Above a side of 256 an iteration is several times faster; where bounds near the optimum are wanted LAPACK decomposes these."""
+    side = min(shape)
+    w = with_spectrum(*shape, torch.arange(1, side + 1, dtype=torch.float64) ** -0.5).to(torch.float32)
+    values = lapack_values(w)
+    for rank in (4, 60):
+        fit, optimum = truncated_svd(w, rank), float(np.linalg.norm(values[rank:]))
+        assert "steps of subspace iteration" in fit.how
+        assert optimum <= fit.bounds[0].upper
+        assert fit.bounds[0].achieved <= (1 + 2e-3) * optimum
+        assert fit.bounds[0].lower is not None
+        assert 0.2 * optimum < fit.bounds[0].lower <= optimum
+        near = truncated_svd(w, rank, spectral=True)
+        assert near.how == f"exact, by LAPACK: the smaller side is {side}"
+        assert near.bounds[0].lower == pytest.approx(optimum, rel=1e-5)
+    assert truncated_svd(w, side // 2).how == f"exact, by LAPACK: rank {side // 2} is more than a third of {side}"
+    exact = truncated_svd(w, 4, accuracy=0)
+    assert exact.how == "exact, by LAPACK: no error above the smallest possible is allowed"
+    assert truncated_svd(w[:256], 4).how == f"exact, by LAPACK: the smaller side is {min(256, side)}"

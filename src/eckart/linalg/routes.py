@@ -39,7 +39,13 @@ class Route(Protocol):
 
 @dataclass(frozen=True)
 class Automatic:
-    """LAPACK for small matrices; subspace iteration where that is faster; else a Gram matrix in float64."""
+    """LAPACK for small matrices; subspace iteration where that is faster; else a Gram matrix in float64.
+
+    Smaller sides up to ``small`` are never iterated on: above 256 that is faster for low ranks already, but up to 1024 an exact
+    decomposition is cheap enough where bounds that are near and certain are wanted.
+    """
+
+    small: int = LAPACK_SIDE
 
     @property
     def lapack_side(self) -> int:
@@ -48,17 +54,16 @@ class Automatic:
 
     def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
         """By size, accuracy and rank, in this order."""
-        side, by_outputs = min(shape), metric.moment is not None and shape[0] <= shape[1]
-        if side <= self.lapack_side and by_outputs:
-            return f"exact, by a float64 Gram matrix in the {metric.name} metric: the smaller side is {side}"
-        if side <= self.lapack_side:
-            return f"exact, by LAPACK: the smaller side is {side}"
+        side, full = min(shape), not metric.is_diagonal
+        by_outputs = metric.moment is not None and shape[0] <= shape[1]
+        how = "exact, by LAPACK" if side <= self.lapack_side and not by_outputs else "exact, by a float64 Gram matrix"
+        how += f" in the {metric.name} metric" if full else ""
+        if side <= min(self.small, self.lapack_side):
+            return f"{how}: the smaller side is {side}"
         if accuracy == 0:
-            return "exact, by a float64 Gram matrix: no error above the smallest possible is allowed"
-        if metric.is_diagonal and LARGEST_SHARE * rank > side:
-            return f"exact, by a float64 Gram matrix: rank {rank} is more than a third of {side}"
-        if not metric.is_diagonal and LARGEST_SHARE_IN_FULL * rank > side:
-            return f"exact, by a float64 Gram matrix in the {metric.name} metric: rank {rank} is more than a sixth of {side}"
+            return f"{how}: no error above the smallest possible is allowed"
+        if (LARGEST_SHARE_IN_FULL if full else LARGEST_SHARE) * rank > side:
+            return f"{how}: rank {rank} is more than a {'sixth' if full else 'third'} of {side}"
         return None
 
     def leading(
@@ -67,7 +72,8 @@ class Automatic:
         """Steps until the error is within the accuracy."""
         found = leading_subspace(a, rank, accuracy=accuracy, rng=rng, energy=energy)
         if found is None:
-            return None, "exact, by a float64 Gram matrix: subspace iteration did not get there"
+            by = "LAPACK" if min(a.shape) <= self.lapack_side else "a float64 Gram matrix"
+            return None, f"exact, by {by}: subspace iteration did not get there"
         assert found.excess is not None
         return found, f"{found.steps} steps of subspace iteration, {100 * found.excess:.2g} % above the optimum"
 

@@ -194,7 +194,9 @@ def _unfolded(tensor: Tensor, axis: int) -> Tensor:
 def _core(tensor: Tensor, bases: Sequence[Tensor], leave: int | None = None) -> Tensor:
     """The tensor in the coordinates of all bases, but for one axis that may be left as it is."""
     others = [axis for axis in range(len(bases)) if axis != leave]
-    for axis in sorted(others, key=lambda axis: bases[axis].shape[1] / len(bases[axis])):  # what shrinks most comes first
+    for axis in sorted(
+        others, key=lambda axis: bases[axis].shape[1] / len(bases[axis])
+    ):  # what shrinks most comes first
         tensor = torch.tensordot(bases[axis].T, tensor, dims=([1], [axis])).movedim(0, axis)
     return tensor
 

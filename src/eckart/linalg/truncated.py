@@ -19,7 +19,7 @@ from eckart.operator import Dense, Operator
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
 FIRST_GUESS = 16  # the rank at which the search for one that is good enough begins
-AUTOMATIC = Automatic()
+SMALL = 256  # the smaller side up to which nothing is iterated for
 
 
 class Analysed(Protocol):
@@ -41,7 +41,7 @@ def truncated_svd(
     bytes: int | None = None,
     metric: Metric | TwoSided = PLAIN,
     accuracy: float = ACCURACY,
-    route: Route = AUTOMATIC,
+    route: Route | None = None,
     dtype: torch.dtype | None = None,
     spectral: bool = False,
     rng: Generator | None = None,
@@ -59,9 +59,9 @@ def truncated_svd(
     ``a`` is a matrix (m, n) or an operator. What is of low rank by the way it is composed (factors, their sums and products) is
     decomposed by its factors. Of other operators only products with a few columns and panels of rows are taken, unless an exact
     way is the better one or the metric a full one, for which they are formed. The ``route`` is chosen by itself: LAPACK up to a
-    smaller side of 1024; above it subspace iteration, or a Gram matrix in float64 where ``accuracy`` is 0 or the rank above a third
-    of the side (a sixth in a full metric). ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is
-    given), not on its state.
+    smaller side of 256; above it subspace iteration, or an exact decomposition where ``accuracy`` is 0 or the rank above a third of the
+    side (a sixth in a full metric): by LAPACK up to a side of 1024, by a Gram matrix in float64 above. With ``spectral`` it is LAPACK up
+    to 1024 always. ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is given), not on its state.
 
     Bounds are those in the metric and in the Frobenius norm, the latter without ``lower`` where the metric is another. With ``spectral``
     there is one in the spectral norm as well, every one has its ``lower``, and that comes near the optimum also where the result was
@@ -82,7 +82,7 @@ def truncated_svd(
         raise ValueError(f"the accuracy is a share of the smallest error and not below 0: {accuracy:g}")
     rng = rng or Generator().manual_seed(0)
     dtype = dtype or _dtype_of(a)
-    prepared = analysed(a, metric, accuracy, route)
+    prepared = analysed(a, metric, accuracy, route or (Automatic() if spectral else Automatic(SMALL)))
     match rank, energy, error, bytes:
         case int(), None, None, None:
             return prepared.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
@@ -101,7 +101,7 @@ def truncated_svd(
             raise ValueError("one size is to be given, and once: rank, energy, error or bytes, each as a number")
 
 
-def analysed(a: Tensor | Operator, metric: Metric | TwoSided, accuracy: float, route: Route = AUTOMATIC) -> Analysed:
+def analysed(a: Tensor | Operator, metric: Metric | TwoSided, accuracy: float, route: Route) -> Analysed:
     """The way in which a matrix or an operator is decomposed; nothing is computed yet."""
     if isinstance(a, Dense):
         a = a.matrix
