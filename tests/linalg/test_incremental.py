@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from market import MATRICES, float64, gaussian, lapack_values, with_spectrum
 
-from eckart.linalg import RowStream
+from eckart.linalg import RowStream, truncated_svd
+from eckart.metric import Metric
 
 
 def streamed(w: torch.Tensor, keep: int, size: int) -> RowStream:
@@ -129,3 +130,35 @@ def test_bad_rows_are_refused() -> None:
         stream.add(gaussian(2, 6)).directions(3)
     with pytest.raises(ValueError, match="streams of rows of 6 and 5 entries do not merge"):
         _ = stream + RowStream.start(5, keep=3)
+
+
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 10**6))
+def test_an_error_counts_in_what_is_kept_as_in_all_rows_but_for_what_was_dropped(
+    keep: int, count: int, seed: int
+) -> None:
+    x, e = gaussian(count, 12, seed) * torch.logspace(0, -1.5, 12, dtype=torch.float64), gaussian(5, 12, seed + 1)
+    stream = streamed(x, keep, 7)
+    kept, whole = stream.metric("inputs").norm(e), Metric.gram("inputs", x.T @ x, count).norm(e)
+    assert kept <= whole * (1 + 1e-12)
+    assert whole**2 <= (kept**2 + stream.dropped / count * float(e.square().sum())) * (1 + 1e-12)
+    if keep == 12:
+        assert kept == pytest.approx(whole, rel=1e-12)
+
+
+def test_a_truncation_in_what_is_kept_is_nearly_the_best_in_all_rows() -> None:
+    x = gaussian(600, 40, 2) * torch.arange(1, 41, dtype=torch.float64) ** -1.5
+    w = gaussian(30, 40, 3)
+    whole = Metric.gram("inputs", x.T @ x, len(x))
+    best = truncated_svd(w, 6, metric=whole, dtype=torch.float64).bounds[0].achieved
+    errors = []
+    for keep in (8, 20, 40):
+        op = truncated_svd(w, 6, metric=streamed(x, keep, 50).metric("inputs"), dtype=torch.float64).op
+        errors.append(whole.norm(w - op.dense()))
+    assert errors[2] == pytest.approx(best, rel=1e-9)
+    assert best <= errors[1] <= 1.01 * best
+    assert errors[0] <= 1.5 * best
+
+
+def test_of_no_rows_there_is_no_metric() -> None:
+    with pytest.raises(ValueError, match="no row was seen yet, so the inputs metric would count nothing"):
+        RowStream.start(4, keep=2).metric("inputs")

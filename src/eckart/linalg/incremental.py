@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eckart.bound import Bound
 from eckart.kernels.svd import EPS, SAFETY, fix_signs
+from eckart.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,22 @@ class RowStream:
             scale=math.sqrt(self.energy),
         )
         return Directions(v, s[:rank], bound)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of the rows as they are kept, ``||E R||_F`` with R = ``rows.T / sqrt(seen)`` (n, keep): for widths
+        whose Gram matrix does not fit.
+
+        In that of all rows seen an error counts at least as much, and its square at most ``dropped / seen * ||E||_F^2`` more.
+
+        >>> stream = RowStream.start(3, keep=2).add(torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 4.0]]))
+        >>> stream.metric("inputs").norm(torch.tensor([[3.0, 7.0, 0.0]]))  # 3 * 2 / sqrt(2)
+        4.242640...
+
+        Raises ``ValueError`` before any row was seen.
+        """
+        if not self.seen:
+            raise ValueError(f"no row was seen yet, so the {name} metric would count nothing")
+        return Metric(name, (self.rows / math.sqrt(self.seen)).T.contiguous())
 
     def _merged(self, rows: Tensor, energy: float, seen: int, lost: float, dropped: float) -> RowStream:
         together = torch.cat([self.rows, rows])
