@@ -25,7 +25,7 @@ from eckart.stats import Moments
 
 # Windows run together up to this many tokens, and up to this many logits; fixed, so that results depend on neither
 # memory nor cores.
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 BATCH_LOGITS = 1 << 26
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
