@@ -1,6 +1,6 @@
 """The start of PiSSA: the leading singular directions of every matrix of a model, as PEFT takes them and by ``truncated_svd``.
 
-    python benchmarks/pissa.py        about two minutes on one core
+    python benchmarks/pissa.py        about five minutes on one core
 
 A Llama of 8 layers and width 1024 with random weights, 56 matrices, rank 16. PEFT's time is that of wrapping the model with
 ``init_lora_weights`` set, less that of wrapping it with the default start. Errors ``W - B A`` are over the least possible ones by
@@ -46,7 +46,6 @@ def model(exponent: float) -> LlamaForCausalLM:
     return made
 
 
-@torch.no_grad()
 def weights(of: nn.Module) -> list[tuple[str, Tensor]]:
     """The matrices that get an adapter."""
     return [(n, p.data) for n, p in of.named_parameters() if any(f"{m}.weight" in n for m in MAPS)]

@@ -95,17 +95,15 @@ def _plain_bounds(
     plainly: Formed, op: Factors, optimum: SVD | None, basis: Basis | None, rng: Generator, *, spectral: bool
 ) -> tuple[Bound, ...]:
     """The bounds in the plain norms, by an ``optimum`` or by the ``basis`` of the left factor."""
-    size_of_error = plainly.size + plainly.slack
-    if optimum is not None and not spectral:
-        return (_frobenius(PLAIN, plainly, plainly.scale, _exact(optimum, op.rank), size_of_error),)
-    enclosed = plainly.spectral_norm(rng)
+    enclosed = plainly.spectral_norm(rng) if spectral or optimum is None else None
     if optimum is not None:
         floors = _exact(optimum, op.rank)
     else:
         assert basis is not None
+        assert enclosed is not None
         floors = _posterior(plainly, op.right, basis, enclosed)
-    own = _frobenius(PLAIN, plainly, plainly.scale, floors, size_of_error)
-    return (own, _spectral(plainly, enclosed, floors)) if spectral else (own,)
+    own = _frobenius(PLAIN, plainly, plainly.scale, floors, plainly.size + plainly.slack)
+    return (own, _spectral(plainly, enclosed, floors)) if spectral and enclosed is not None else (own,)
 
 
 def _in_coordinates(target: Tensor, op: Factors, metric: Metric, seen: Coordinates, rng: Generator) -> Bound:

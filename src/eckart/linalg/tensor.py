@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from eckart.bound import Bound
 from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm, spectral_norm
-from eckart.kernels.svd import EPS, singular_values, svd
+from eckart.kernels.svd import EPS, SAFETY, singular_values, svd
 from eckart.linalg.factors import completed
 from eckart.linalg.truncated import truncated_svd
 from eckart.operator import Dense, Factors, Kronecker, Operator, Product, Sum, TensorTrain, in_dtype
@@ -99,7 +99,8 @@ def tensor_train(
     order = [axis for k in range(d) for axis in (k, d + k)]
     tensor = a.to(torch.float64).reshape(*rows, *columns).permute(order)
     sizes = [p * q for p, q in zip(rows, columns, strict=True)]
-    rest, cores, before, lower = tensor.reshape(1, -1), [], 1, 0.0
+    rest, cores, before, lower, off = tensor.reshape(1, -1), [], 1, 0.0, 0.0
+    size = frobenius_norm(tensor)
     for k, rank in enumerate(wanted):
         rest = rest.reshape(before * sizes[k], -1)
         rank = min(rank, *rest.shape)
@@ -107,8 +108,12 @@ def tensor_train(
         u = found.u[:, :rank]
         cores.append(u.reshape(before, rows[k], columns[k], rank))
         rest, before = u.T @ rest, rank
-        whole = singular_values(tensor.reshape(math.prod(sizes[: k + 1]), -1)) if spectral and k else found
-        lower = max(lower, whole.tail_floor(rank))
+        if spectral and k:
+            left = singular_values(tensor.reshape(math.prod(sizes[: k + 1]), -1)).tail_floor(rank)
+        else:
+            left = found.tail_floor(rank) - off
+        lower = max(lower, left)
+        off += SAFETY * EPS * max(found.u.shape[0], rest.shape[1]) * size  # of what follows, by this projection
     cores.append(rest.reshape(before, rows[-1], columns[-1], 1))
     op = in_dtype(TensorTrain(tuple(_evened(cores))), dtype or a.dtype)
     return Fit(op=op, bounds=_bounds(a, op, lower, rng, spectral=spectral), how="one truncated SVD for each bond")
@@ -194,9 +199,8 @@ def _unfolded(tensor: Tensor, axis: int) -> Tensor:
 def _core(tensor: Tensor, bases: Sequence[Tensor], leave: int | None = None) -> Tensor:
     """The tensor in the coordinates of all bases, but for one axis that may be left as it is."""
     others = [axis for axis in range(len(bases)) if axis != leave]
-    for axis in sorted(
-        others, key=lambda axis: bases[axis].shape[1] / len(bases[axis])
-    ):  # what shrinks most comes first
+    # What shrinks most comes first.
+    for axis in sorted(others, key=lambda axis: bases[axis].shape[1] / len(bases[axis])):
         tensor = torch.tensordot(bases[axis].T, tensor, dims=([1], [axis])).movedim(0, axis)
     return tensor
 

@@ -83,8 +83,8 @@ class Truncation:
         found, how = self.iterated(rank, rng)
         optimum: Optimum | None = None
         if found is None:
-            plain = self.plain if spectral else None  # before there are vectors to be held
-            optimum = Optimum(self.whitened, self.whitened if self.metric.is_plain else plain)
+            plain = self.plain if spectral or self.metric.is_plain else None  # before there are vectors to be held
+            optimum = Optimum(self.whitened, plain)
             op = stored(self.leading(rank), self.target, dtype)[0]
         elif self.metric.is_plain:
             projected = Projected.on(found, self.target, self.size, dtype)

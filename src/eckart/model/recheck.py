@@ -59,8 +59,7 @@ def figures(
     optimum = None
     if not iterated:
         plain = singular_values(weight) if spectral or metric.is_plain else None
-        whitened = plain if metric.is_plain else metric.singular_values(weight)
-        assert whitened is not None
+        whitened = plain if plain is not None and metric.is_plain else metric.singular_values(weight)
         optimum = Optimum(whitened, plain)
     return measured_bounds(weight, op, metric, optimum, rng=rng, spectral=spectral)
 
