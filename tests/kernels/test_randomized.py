@@ -114,6 +114,27 @@ def test_bfloat16_is_left_where_it_would_bury_wanted_directions(monkeypatch: pyt
     assert careless is None or error_of(a, careless) > 1.001 * optimum
 
 
+@pytest.mark.parametrize(
+    ("matrix_unit", "instructions", "told", "faster"),
+    [
+        (True, True, {"cpu_name": "Intel Xeon"}, True),
+        (False, True, {"cpu_name": "AMD EPYC"}, True),
+        (False, True, {"cpu_name": "Intel Xeon"}, False),
+        (False, True, {}, True),
+        (False, False, {"cpu_name": "AMD EPYC"}, False),
+    ],
+)
+def test_bfloat16_is_taken_where_the_processor_gains_by_it(
+    monkeypatch: pytest.MonkeyPatch, matrix_unit: bool, instructions: bool, told: dict[str, str], faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_unit)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    randomized._cpu_has_bfloat16.cache_clear()
+    assert randomized.InMemory(torch.eye(2)).narrows is faster
+    randomized._cpu_has_bfloat16.cache_clear()
+
+
 def test_columns_that_are_nearly_dependent_are_found_by_their_pivots(monkeypatch: pytest.MonkeyPatch) -> None:
     """The case in which Cholesky in float32 returns something, and something wrong."""
     direction = orthonormal(200, 1)
