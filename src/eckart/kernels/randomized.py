@@ -98,10 +98,10 @@ class InMemory:
         """``matrix.T @ y``; if not ``narrow``, every entry is off by at most ``rounding`` of the sum of its terms' magnitudes."""
         if narrow:
             return (self._in(torch.bfloat16).T @ y.to(torch.bfloat16)).to(y.dtype)
-        found = y.new_zeros(self.shape[1], y.shape[1])
+        found = y.new_zeros(y.shape[1], self.shape[1])  # few rows instead of few columns: up to half as fast again
         for rows, part in zip(self.matrix.split(CHAIN), y.split(CHAIN), strict=True):
-            found.addmm_(rows.T.to(y.dtype), part)
-        return found
+            found.addmm_(part.T, rows.to(y.dtype))
+        return found.T.contiguous()
 
     @property
     def rounding(self) -> float:
@@ -342,7 +342,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _cpu_has_bfloat16() -> bool:
-    """With a matrix unit; or with vector instructions, which make twice as many products a cycle on AMD's processors, but not on Intel's."""
+    """With a matrix unit; or with vector instructions, twice as fast on AMD's processors but not on Intel's."""
     if torch.cpu._is_amx_tile_supported():
         return True
     told = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch tell less
