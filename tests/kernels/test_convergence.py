@@ -78,6 +78,7 @@ def test_it_is_not_said_to_be_much_worse_than_it_is(name: str) -> None:
         b.outlook.missed((a.energies - b.energies)[:rank], a.energies, step)
         for step, (b, a) in enumerate(itertools.pairwise(seen), start=1)
     ]
+    assert told[0] <= 2.5 * seen[1].missed
     assert told[1] <= 2.2 * seen[2].missed
     assert told[2] <= 2.2 * seen[3].missed
 
@@ -104,6 +105,11 @@ def test_flat_values_miss_nothing() -> None:
     outlook = Outlook.of(energies, torch.full((8,), 1e-20, dtype=torch.float64))
     assert outlook.hoped(1) <= 1e-8
     assert outlook.missed(torch.full((8,), 1e-16, dtype=torch.float64), energies, 2) <= 1e-8
+
+
+def test_what_gained_nothing_misses_nothing_even_where_no_step_was_to_help() -> None:
+    energies = torch.ones(40, dtype=torch.float64)
+    assert Outlook(now=1.0, then=1.0).missed(torch.zeros(8, dtype=torch.float64), energies, 3) == 0.0
 
 
 def test_zero_values_have_no_rate() -> None:

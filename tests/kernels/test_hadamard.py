@@ -78,6 +78,7 @@ def test_orders_that_there_are_not() -> None:
         paley(92)
     assert has_order(2028)
     assert not has_order(2052)  # 2 (1025 + 1): the field would do, the factor would be too large
+    assert not has_order(1252)  # 2 (5^4 + 1), a field of a degree for which no polynomial is looked for
     assert not has_order(4 * PALEY.LARGEST)
     with pytest.raises(ValueError, match="no matrix of order 2064"):
         paley(2064)  # 2063 is prime

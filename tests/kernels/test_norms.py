@@ -132,3 +132,9 @@ def test_of_a_matrix_of_rank_one_the_upper_figure_is_the_formula() -> None:
         largest = float((drawn @ v).abs().max())
         expected = 7.0 * (10 * math.sqrt(2 / math.pi) * largest) ** (1 / 17)
         assert spectral_norm(7.0 * u @ v.T, generator(seed)).upper == pytest.approx(max(expected, 7.0), rel=1e-9)
+
+
+@pytest.mark.parametrize(("side", "certain"), [(8, True), (9, False)])
+def test_up_to_the_side_itself_the_norm_is_certain(side: int, certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("eckart.kernels.norms"), "LAPACK_SIDE", 8)
+    assert (spectral_norm(gaussian(side, 12), generator()).delta == 0.0) is certain

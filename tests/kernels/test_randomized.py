@@ -1,7 +1,7 @@
 """Subspace iteration against spectra that are known, and the guards without which it would fail silently."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from market import gaussian, generator, orthonormal, with_spectrum
 from torch import Tensor
 
 from eckart.kernels import randomized
-from eckart.kernels.randomized import STEPS, InMemory, Subspace, conditioned, leading_subspace
+from eckart.kernels.randomized import STEPS, InMemory, Subspace, conditioned, leading_subspace, subspace_iteration
 
 SIDE = 240
 INDEX = torch.arange(1, SIDE + 1, dtype=torch.float64)
@@ -223,4 +223,46 @@ def test_the_energy_of_products_must_be_given() -> None:
 def test_the_noise_of_bfloat16_is_what_rounding_makes() -> None:
     x = gaussian(300, 300)
     rounded = x.to(torch.bfloat16).to(torch.float64)
-    assert float((rounded - x).square().sum() / x.square().sum()) == pytest.approx(randomized.BFLOAT16_NOISE, rel=0.5)
+    assert float((rounded - x).square().sum() / x.square().sum()) == pytest.approx(randomized.BFLOAT16_NOISE, rel=0.2)
+
+
+@dataclass
+class Noted(Counted):
+    """Which of the products were narrow ones, whatever the processor."""
+
+    narrow: list[bool] = field(default_factory=list)
+
+    @property
+    def narrows(self) -> bool:
+        return True
+
+    def times(self, x: Tensor, *, narrow: bool) -> Tensor:
+        self.narrow.append(narrow)
+        return super().times(x, narrow=narrow)
+
+    def transposed_times(self, y: Tensor, *, narrow: bool) -> Tensor:
+        self.narrow.append(narrow)
+        return super().transposed_times(y, narrow=narrow)
+
+
+def test_a_fixed_number_of_steps_runs_in_float32_throughout() -> None:
+    a = Noted(InMemory(with_spectrum(300, SIDE, INDEX**-0.5).to(torch.float32)))
+    subspace_iteration(a, 9, steps=2, oversampling=4, rng=generator())
+    assert a.narrow == [False] * 6
+
+
+@pytest.mark.parametrize("accuracy", [5e-3, 1e-3])
+def test_only_the_product_to_judge_by_is_a_wide_one(accuracy: float) -> None:
+    """None is made to look at what is not hoped to be good enough yet."""
+    a = Noted(InMemory(with_spectrum(300, SIDE, INDEX**-0.5).to(torch.float32)))
+    found = leading_subspace(a, 20, accuracy=accuracy, rng=generator(), energy=float((1 / INDEX).sum()))
+    assert found is not None
+    assert found.steps > 1
+    assert a.narrow == [True] * (1 + 2 * found.steps) + [False]
+
+
+def test_the_rounding_that_is_told_counts_the_longest_chain_of_sums() -> None:
+    """128 products and their sums, ten sums of these, the last product's rounding and that of what is stored."""
+    half = 2.0**-24
+    assert InMemory(torch.zeros(1280, 3)).rounding == pytest.approx((128 + 10 + 2) * half)
+    assert InMemory(torch.zeros(1280, 3, dtype=torch.float64)).rounding == pytest.approx((128 + 10 + 4) * half)

@@ -211,3 +211,24 @@ def test_what_rounding_may_have_done_grows_with_the_operator(scale: float) -> No
     assert apart.slack > 1e5 * one.slack
     weighed = Implicit(Dense(w), op, torch.full((70,), 8.0, dtype=torch.float64))
     assert weighed.slack == pytest.approx(8 * one.slack, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 151])
+def test_a_rank_that_no_matrix_has_is_refused_before_anything_is_multiplied(
+    rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_large(monkeypatch)
+    op = Sum((Dense(gaussian(200, 150)), update(200, 150, 2, 1)))
+    with pytest.raises(ValueError, match=f"rank {rank} of a 200 x 150 matrix: give one from 1 to 150"):
+        truncated_svd(op, rank)
+
+
+@pytest.mark.parametrize("form", ["plain", "diagonal"])
+def test_the_spectral_bound_alone_is_left_out_of_factors(form: str) -> None:
+    metric = METRICS[form](150)
+    names = [
+        [bound.norm for bound in truncated_svd(update(200, 150, 8, 1), 3, metric=metric, spectral=spectral).bounds]
+        for spectral in (True, False)
+    ]
+    assert names[0] == [*names[1], "spectral"]
+    assert names[1][-1] == "frobenius"

@@ -341,3 +341,11 @@ def test_impossible_arguments_are_refused() -> None:
                 call(a)
         with pytest.raises(ValueError, match="a matrix of floating-point numbers is wanted"):
             call(torch.ones(3, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("units", "independent"), [(1, 1), (3, 2)])
+def test_what_rounding_may_have_made_is_dropped_and_no_more(units: int, independent: int) -> None:
+    """The core ``[[1, 1 - d], [1 - d, 1]]`` has the value d; two units of rounding are what float32 may have made of zero."""
+    off = 1.0 - units * torch.finfo(torch.float32).eps
+    fit = nystrom(torch.tensor([[1.0, off], [off, 1.0]]), 2)
+    assert f"{independent} of 2 independent" in fit.how

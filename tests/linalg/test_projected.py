@@ -8,8 +8,9 @@ import torch
 from market import as_if_large, gaussian, generator, lapack_values, with_spectrum
 from torch import Tensor
 
+from eckart.bound import Bound
 from eckart.kernels.randomized import InMemory, Subspace, ritz_subspace
-from eckart.linalg import SubspaceIteration, projected, truncated_svd
+from eckart.linalg import SubspaceIteration, certified, projected, truncated_svd
 from eckart.linalg.projected import Projected, frobenius_bound
 
 INDEX = torch.arange(1, 121, dtype=torch.float64)
@@ -63,6 +64,20 @@ def test_the_doubt_is_small_where_most_is_left_and_great_where_little_is() -> No
     parts = [Projected.on(subspace(w, 9, 8), w, float(w.norm()), torch.float32) for w in (slow, fast)]
     assert parts[0].doubt < 1e-4 * parts[0].energy
     assert parts[1].doubt > 1e-2 * parts[1].energy
+
+
+def test_a_skewed_basis_costs_no_doubt() -> None:
+    """Inner products of the columns are known, so that what they take from being orthonormal is reckoned instead of feared."""
+    w = with_spectrum(160, 120, SPECTRA["slow"]).to(torch.float32)
+    size, u = float(torch.linalg.norm(w.double())), torch.linalg.svd(w.double()).U[:, :17]
+    parts = []
+    for off in (0.0, 2.5e-4):
+        q = (u + off * gaussian(*u.shape)).to(torch.float32)
+        found = ritz_subspace(InMemory(w), q, 9, 1, None)
+        parts.append(Projected.on(found, w, size, torch.float32))
+        assert abs(parts[-1].energy - error_of(w, parts[-1]) ** 2) <= parts[-1].doubt
+    assert found.skew > 1e-3
+    assert parts[1].doubt <= 1.2 * parts[0].doubt
 
 
 def test_a_small_error_is_not_told_by_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,3 +142,12 @@ def test_only_bounds_that_were_asked_for_are_there(spectral: bool, monkeypatch: 
         fits = [truncated_svd(w, 5, spectral=spectral, rng=generator(3), **chosen) for _ in range(2)]  # type: ignore[arg-type]
         assert [b.norm for b in fits[0].bounds] == names
         assert fits[0].bounds == fits[1].bounds
+
+
+def test_of_two_equal_lower_bounds_the_certain_one_stays() -> None:
+    certain = Bound(norm="frobenius", lower=1.0, achieved=2.0, upper=2.0, scale=3.0)
+    probable = Bound(norm="frobenius", lower=1.0, achieved=1.5, upper=1.5, scale=3.0, delta={"lower": 1e-10})
+    assert certified._raised(certain, probable) == certain
+    higher = Bound(norm="frobenius", lower=1.2, achieved=1.5, upper=1.5, scale=3.0, delta={"lower": 1e-10})
+    raised = certified._raised(certain, higher)
+    assert (raised.lower, raised.achieved, raised.delta) == (1.2, 2.0, {"lower": 1e-10})

@@ -81,6 +81,7 @@ def test_every_route_is_taken_for_its_reason() -> None:
     assert "more than a third of 120" in truncated_svd(a, 41).how
     assert "subspace iteration" in truncated_svd(a, 12, metric=gram).how
     assert "in the inputs metric: rank 21 is more than a sixth of 120" in truncated_svd(a, 21, metric=gram).how
+    assert "subspace iteration" in truncated_svd(a, 20, metric=gram).how
     assert "did not get there" in truncated_svd(gaussian(150, 3) @ gaussian(3, 120, 1), 12).how
 
 
@@ -433,6 +434,18 @@ class Products(TorchDispatchMode):
         if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "mv", "dot"):
             self.dtypes |= {arg.dtype for arg in args if isinstance(arg, Tensor)}
         return func(*args, **(kwargs or {}))
+
+
+def test_a_right_factor_that_is_a_tenth_too_large_says_as_much_of_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lower bound comes from the left factor: what the right one adds to the error within its span is told apart."""
+    as_if_large(monkeypatch)
+    s = torch.arange(1, 301, dtype=torch.float64) ** -0.5
+    w = with_spectrum(400, 300, s).to(torch.float32)
+    u = torch.linalg.svd(w.to(torch.float64)).U[:, :12].contiguous()
+    op = Factors(u, 1.1 * (u.T @ w.to(torch.float64)))
+    bound = measured_bounds(w, op, Metric.plain(), None, rng=generator())[0]
+    assert bound.lower is not None
+    assert 0.75 <= bound.lower / float(s[12:].norm()) <= 1.0
 
 
 @pytest.mark.parametrize("spectral", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Protocol
@@ -17,10 +18,8 @@ STEPS = 8  # products with A A^T at the most; what has not converged by then is 
 # The mean square of what rounding to bfloat16 does to a number, relative to its square: noise in every column of a
 # product, of the size of the column, which takes room from the weak directions.
 BFLOAT16_NOISE = 2.0**-16 / 6
-# Products with nearly orthonormal columns are as uneven as the values: to here they need no conditioning of their own.
-EVEN = 2.0**-5
-# In float32 the same happens at 1e-7, and in float64, whose Ritz values come from a Gram matrix, at 1e-8 of the largest value; what
-# the caller wants to see must be well above.
+# Weak directions are lost in the rounding of strong ones, at 1e-7 of them in float32, and in float64, whose Ritz values come from a
+# Gram matrix, at 1e-8; what the caller wants to see must be well above.
 RANGE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # What may be missing must be more of the energy than the sums of squares by which it is judged are off by.
 ENERGY = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -199,7 +198,6 @@ def leading_subspace(
         if _hidden(energies, rank, energy, accuracy, q.dtype):
             return None
         tail = energy - float(energies[:rank].sum())
-        reach = float(energies[rank - 1] / energies[0]) ** 0.5
         allowed = 2 * accuracy * tail
         if outlook is not None:
             missed = outlook.missed((energies - before)[:rank], energies, step)
@@ -209,7 +207,7 @@ def leading_subspace(
             return None
         blurred = narrow and _blurs(energies, rank, allowed)
         narrow = narrow and not blurred
-        y, beside = _shifted(a, q, z, energies, turn, rank, even=reach >= EVEN, narrow=narrow)
+        y, beside = _shifted(a, q, z, energies, turn, rank, narrow=narrow)
         found = Outlook.of(energies, beside)
         # Energies by which a gain is measured must not be blurred themselves.
         outlook = found if found.hoped(step) <= allowed and not blurred else None
@@ -252,26 +250,18 @@ def _blurs(energies: Tensor, rank: int, allowed: float) -> bool:
 
 
 def _shifted(
-    a: Products, q: Tensor, z: Tensor, energies: Tensor, turn: Tensor, rank: int, *, even: bool, narrow: bool
+    a: Products, q: Tensor, z: Tensor, energies: Tensor, turn: Tensor, rank: int, *, narrow: bool
 ) -> tuple[Tensor, Tensor]:
     """Columns that span ``(A A^T - e_k / 2) q``, and the squared parts (rank,) of ``A A^T`` of the best directions beside ``q``.
 
-    ``z`` is ``A.T @ q``. Unless its columns are nearly as long as each other both are turned to the Ritz directions, and columns made
-    equally long.
+    ``z`` is ``A.T @ q``.
     """
-    lengths = energies.clamp(min=float(energies[0]) * RANGE[z.dtype] ** 2).sqrt().to(z.dtype)
-    turned, shift, values = turn.to(z.dtype), float(energies[-1]) / 2, energies.to(z.dtype)
-    if even:
-        y = a.times(z / lengths[0], narrow=narrow)
-        image = lengths[0] * (y @ turned[:, :rank])
-        image.sub_(q @ (turned * values)[:, :rank])
-        y.sub_(q, alpha=shift / float(lengths[0]))
-    else:
-        q = q @ turned
-        y = a.times((z @ turned).div_(lengths), narrow=narrow)
-        image = y[:, :rank] * lengths[:rank]
-        image.sub_(q[:, :rank] * values[:rank])
-        y.sub_(q.div_(lengths), alpha=shift)
+    top, shift = float(energies[0]) ** 0.5, float(energies[-1]) / 2
+    y = a.times(z / top, narrow=narrow)
+    turned, values = turn[:, :rank].to(z.dtype), energies[:rank].to(z.dtype)
+    image = top * (y @ turned)
+    image.sub_(q @ (turned * values))
+    y.sub_(q, alpha=shift / top)
     return y, torch.linalg.vector_norm(image, dim=0, dtype=torch.float64).square()
 
 
@@ -345,5 +335,5 @@ def _cpu_has_bfloat16() -> bool:
     """With a matrix unit; or with vector instructions, twice as fast on AMD's processors but not on Intel's."""
     if torch.cpu._is_amx_tile_supported():
         return True
-    told = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch tell less
+    told: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch tell less
     return torch.cpu._is_avx512_bf16_supported() and not str(told.get("cpu_name")).startswith("Intel")
