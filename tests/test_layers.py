@@ -22,6 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             ("stats", "measure"),
             ("approx", "allocate"),
             ("adapt", "optim", "merge"),
+            ("bonds",),
             ("model",),
             ("recipes",),
             ("api",),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from eckart.api import compress, plan, verify
     from eckart.model.densify import densify
     from eckart.model.evaluate import evaluate, load
+    from eckart.model.graph import bond_graph
     from eckart.model.inspect import inspect
     from eckart.recipes import RECIPES, read_recipe, recipe
 
@@ -24,6 +25,7 @@ __all__ = [
     "EckartError",
     "VerificationError",
     "__version__",
+    "bond_graph",
     "compress",
     "densify",
     "evaluate",
@@ -43,6 +45,7 @@ _HOMES = {
     "evaluate": "model.evaluate",
     "load": "model.evaluate",
     "inspect": "model.inspect",
+    "bond_graph": "model.graph",
     "RECIPES": "recipes",
     "read_recipe": "recipes",
     "recipe": "recipes",

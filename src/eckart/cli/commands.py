@@ -15,6 +15,7 @@ from eckart.cli import show
 from eckart.cli.reports import (
     compressed_json,
     planned_json,
+    print_bonds,
     print_compressed,
     print_peak_memory,
     print_plan,
@@ -219,6 +220,15 @@ def inspect(model: Model, only: Only = None, exclude: Exclude = None, json: Json
     else:
         print_spectra(found)
         print_peak_memory()
+
+
+def bonds(model: Model, json: Json = False) -> None:
+    """How a model's tensors hang together: which axes meet, and what may be changed there without changing the network.
+
+    Example: eckart bonds ./model
+    """
+    found = eckart.bond_graph(model)
+    show.print_json(found.to_json()) if json else print_bonds(found)
 
 
 def recipes(

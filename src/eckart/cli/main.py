@@ -40,6 +40,7 @@ app.command("verify")(commands.verify)
 app.command("densify")(commands.densify)
 app.command("eval")(commands.evaluate)
 app.command("inspect")(commands.inspect)
+app.command("bonds")(commands.bonds)
 app.command("recipes")(commands.recipes)
 app.command("demo")(commands.demo)
 

@@ -11,6 +11,7 @@ from eckart.model.files import human_bytes
 from eckart.model.progress import peak_memory
 
 if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first call of the library
+    from eckart.bonds import BondGraph
     from eckart.model.engine import Compressed, Planned
     from eckart.model.evaluate import Score
     from eckart.model.inspect import Inspection
@@ -222,6 +223,33 @@ def print_spectra(found: Inspection) -> None:
         "tail exponent",
     )
     print_table(columns, rows)
+
+
+def print_bonds(graph: BondGraph) -> None:
+    """A line for bonds that differ by block and head only, and one for the inner bonds of all maps."""
+    kinds: dict[tuple[str, ...], int] = {}
+    for bond in graph.bonds.values():
+        ends = (sorted({_everywhere(end.tensor) for end in group}) for group in (bond.writers, bond.readers))
+        row = (_everywhere(bond.name), str(bond.size), str(bond.symmetry), *(", ".join(map(_short, e)) for e in ends))
+        kinds[row] = kinds.get(row, 0) + 1
+    rows = [(name, str(count), *rest) for (name, *rest), count in kinds.items()]
+    rows.append(("(inside each map)", str(len(graph.maps)), "", "any invertible matrix", "its factors", "its factors"))
+    print_table(("bond", "number", "size", "symmetry", "written by", "read by"), rows, left=6)
+    console = out()
+    for name, other in graph.ties.items():
+        console.print(f"{name} has the weight of {other}")
+    if not graph.bonds:
+        console.print(f"{graph.architecture} is not declared: what its maps share is not known")
+
+
+def _everywhere(name: str) -> str:
+    """A name with its numbers left open."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def _short(tensor: str) -> str:
+    """What a map or tensor is called within its block."""
+    return tensor.rpartition("*.")[2].removesuffix(".weight")
 
 
 def print_recipes(entries: Sequence[Recipe]) -> None:

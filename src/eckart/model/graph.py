@@ -1,0 +1,39 @@
+"""The bond graph of a model directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from eckart.bonds import BondGraph, declared, inner_bonds
+from eckart.errors import EckartError, first_line
+from eckart.model.checkpoint import Checkpoint, resolve
+
+
+def bond_graph(model: str | Path) -> BondGraph:
+    """The bonds of a model: which axes of which tensors meet, and what may be changed there without changing the network.
+
+    ``model`` is a local Hugging Face directory or a hub id. Config and tensor names decide; no weight is read. Of an
+    architecture that is not declared only the inner bond of each matrix is known.
+
+    Raises ``EckartError`` for a damaged checkpoint, and where the tensors are not those that the architecture is declared with.
+    """
+    checkpoint = Checkpoint(resolve(model))
+    shapes = {name: spec.shape for name, (_, spec) in checkpoint.tensors.items()}
+    if "quantization_config" in checkpoint.config:
+        raise EckartError(f"{checkpoint.folder} is compressed: ask for the bonds of the original, or densify it first")
+    model_type = str(checkpoint.config.get("model_type"))
+    declaration = declared(model_type)
+    if declaration is None:
+        return inner_bonds(model_type, shapes)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False).to_dict()
+    except Exception as error:  # whatever a wrong entry leads to in transformers
+        raise EckartError(
+            f"{checkpoint.folder / 'config.json'} is no config of a {model_type} model: {first_line(error)}"
+        ) from error
+    try:
+        return declaration.graph(config, shapes)
+    except EckartError as error:
+        raise EckartError(f"{checkpoint.folder}: {error}") from error
