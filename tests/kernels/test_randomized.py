@@ -10,6 +10,7 @@ from market import gaussian, generator, orthonormal, with_spectrum
 from torch import Tensor
 
 from eckart.kernels import randomized
+from eckart.kernels.convergence import Outlook
 from eckart.kernels.randomized import STEPS, InMemory, Subspace, conditioned, leading_subspace, subspace_iteration
 
 SIDE = 240
@@ -266,3 +267,13 @@ def test_the_rounding_that_is_told_counts_the_longest_chain_of_sums() -> None:
     half = 2.0**-24
     assert InMemory(torch.zeros(1280, 3)).rounding == pytest.approx((128 + 10 + 2) * half)
     assert InMemory(torch.zeros(1280, 3, dtype=torch.float64)).rounding == pytest.approx((128 + 10 + 4) * half)
+
+
+def test_the_excess_is_half_of_what_is_missed_of_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error is the root of an energy: of a tail t with m too much it is ``1 + m / (2 t)`` times the smallest."""
+    monkeypatch.setattr(Outlook, "missed", lambda *_: 1e-3)
+    a = with_spectrum(300, SIDE, INDEX**-0.5).to(torch.float32)
+    found = leading_subspace(a, 20, accuracy=1e-2, rng=generator())
+    assert found is not None
+    tail = float((1 / INDEX).sum() - found.s.square().sum())
+    assert found.excess == pytest.approx(1e-3 / (2 * tail), rel=1e-4)

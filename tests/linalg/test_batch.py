@@ -1,10 +1,12 @@
 """Batches of small matrices, against one at a time."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from market import MATRICES, gaussian, with_spectrum
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eckart.fit import Fit
 from eckart.linalg import truncated_svd, truncated_svds
@@ -62,3 +64,22 @@ def test_what_is_no_batch_is_refused() -> None:
     batch[1, 2, 3] = math.inf
     with pytest.raises(ValueError, match="matrix 1 of the batch holds NaN or infinity"):
         truncated_svds(batch, 1)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest result has."""
+
+    most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for part in found if isinstance(found, tuple) else (found,):
+            self.most = max(self.most, part.numel() if isinstance(part, torch.Tensor) else 0)
+        return found
+
+
+def test_tall_matrices_make_nothing_larger_than_themselves() -> None:
+    batch = gaussian(3 * 200, 4).reshape(3, 200, 4)
+    with Largest() as seen:
+        truncated_svds(batch, 2)
+    assert seen.most <= batch.numel()

@@ -1,6 +1,7 @@
 """Truncation of operators: by factors where the rank is low, by products elsewhere, against the dense matrix."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from eckart.fit import Fit
-from eckart.linalg import BlockKrylov, truncated_svd
+from eckart.kernels.randomized import Products, Subspace
+from eckart.linalg import Automatic, BlockKrylov, truncated_svd
 from eckart.linalg.factored import low_rank_form
+from eckart.linalg.implicit import ImplicitTruncation, Through
 from eckart.linalg.remainder import Implicit, magnitude
 from eckart.metric import Metric
 from eckart.operator import Dense, Factors, Operator, Panelled, Product, Sum, in_dtype, rows
@@ -232,3 +235,32 @@ def test_the_spectral_bound_alone_is_left_out_of_factors(form: str) -> None:
     ]
     assert names[0] == [*names[1], "spectral"]
     assert names[1][-1] == "frobenius"
+
+
+def test_products_say_where_their_tensors_lie() -> None:
+    assert Through(update(9, 7, 2, 1), None, torch.float32).device == torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Looking(Automatic):
+    """A route that notes in what type it is given products, and goes nowhere."""
+
+    seen: list[torch.dtype] = field(default_factory=list)
+
+    def exact(self, shape: tuple[int, int], rank: int, metric: Metric, accuracy: float) -> str | None:
+        return None
+
+    def leading(
+        self, a: Products, rank: int, *, energy: float, accuracy: float, rng: torch.Generator
+    ) -> tuple[Subspace | None, str]:
+        if isinstance(a, Through):  # the second time the operator has been formed
+            self.seen.append(a.dtype)
+        return None, "looked"
+
+
+@pytest.mark.parametrize(("more", "dtype"), [(0.0, torch.float32), (0.5, torch.float64)])
+def test_parts_up_to_a_hundred_times_the_whole_are_seen_in_float32(more: float, dtype: torch.dtype) -> None:
+    one, route = torch.eye(4, dtype=torch.float64), Looking()
+    op = Sum((Dense((50.5 + more) * one), Dense(-(49.5 + more) * one)))
+    ImplicitTruncation(op, Metric.plain(), 1e-3, route).tails(1, generator())
+    assert route.seen == [dtype]

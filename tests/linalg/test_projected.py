@@ -10,8 +10,10 @@ from torch import Tensor
 
 from eckart.bound import Bound
 from eckart.kernels.randomized import InMemory, Subspace, ritz_subspace
-from eckart.linalg import SubspaceIteration, certified, projected, truncated_svd
+from eckart.linalg import SubspaceIteration, bounds_of, certified, projected, truncated_svd
+from eckart.linalg.factors import lengths
 from eckart.linalg.projected import Projected, frobenius_bound
+from eckart.operator import Factors
 
 INDEX = torch.arange(1, 121, dtype=torch.float64)
 SPECTRA = {
@@ -151,3 +153,21 @@ def test_of_two_equal_lower_bounds_the_certain_one_stays() -> None:
     higher = Bound(norm="frobenius", lower=1.2, achieved=1.5, upper=1.5, scale=3.0, delta={"lower": 1e-10})
     raised = certified._raised(certain, higher)
     assert (raised.lower, raised.achieved, raised.delta) == (1.2, 2.0, {"lower": 1e-10})
+    both = Bound(norm="frobenius", lower=1.0, achieved=2.0, upper=2.0, scale=3.0, delta={"lower": 1e-3, "upper": 1e-9})
+    assert certified._raised(both, higher).delta == {"lower": 1e-10, "upper": 1e-9}
+
+
+def test_what_is_zero_has_a_length_to_be_divided_by() -> None:
+    right = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    assert lengths(torch.zeros(2, 5), torch.float32).tolist() == [1.0, 1.0]
+    assert lengths(right, torch.float32)[0] == pytest.approx(5.0**0.5)
+    assert float(lengths(right, torch.float32)[1]) > 0
+
+
+def test_bounds_of_what_others_made_are_those_of_the_seed_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if_large(monkeypatch)
+    w = with_spectrum(160, 120, SPECTRA["slow"]).to(torch.float32)
+    op = Factors(gaussian(160, 5).to(torch.float32), gaussian(5, 120).to(torch.float32))
+    own = bounds_of(w, op)
+    assert own == bounds_of(w, op, rng=generator(0))
+    assert own != bounds_of(w, op, rng=generator(1))

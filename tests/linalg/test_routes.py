@@ -159,3 +159,15 @@ def test_steps_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="not below 0: -1"):
         truncated_svd(gaussian(5, 6), 2, route=SubspaceIteration(steps=-1))
     assert math.isfinite(truncated_svd(gaussian(5, 6), 2, route=SubspaceIteration(steps=0)).bounds[0].achieved)
+
+
+def test_the_exact_way_is_named_as_it_is_gone() -> None:
+    """A moment is decomposed on the side of the outputs where these are fewer, and there by a Gram matrix whatever the size."""
+    moment = Metric.gram("inputs", torch.eye(1500, dtype=torch.float64), 1500)
+    ways = [
+        Automatic().exact(shape, 1, metric, 0.0)
+        for shape, metric in (((900, 1500), Metric.plain()), ((1200, 1500), Metric.plain()), ((900, 1500), moment))
+    ]
+    names = [str(way).partition(":")[0] for way in ways]
+    gram = "exact, by a float64 Gram matrix"
+    assert names == ["exact, by LAPACK", gram, f"{gram} in the inputs metric"]

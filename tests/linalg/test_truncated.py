@@ -38,6 +38,7 @@ from eckart.linalg import (
     measured_bounds,
     remainder,
     truncated_svd,
+    truncation,
 )
 from eckart.linalg.factors import Basis
 from eckart.metric import Metric
@@ -421,6 +422,14 @@ def test_a_lower_figure_that_comes_from_another_approximation_is_as_probable_as_
     assert 0.9 * optimum <= frobenius.lower <= optimum
     assert frobenius.delta is not None
     assert frobenius.delta["lower"] == pytest.approx(1e-10)
+
+
+def test_every_seed_has_a_start_of_its_own() -> None:
+    """Also those near the end of what a generator takes."""
+    seeds = [0, 1, 2**62, 2**63 - 1]
+    starts = {truncation.seeded(generator(seed)).initial_seed() for seed in seeds}
+    assert len(starts) == len(seeds)
+    assert not starts & set(seeds)
 
 
 class Products(TorchDispatchMode):

@@ -91,7 +91,7 @@ def frobenius_bound(projected: Projected, found: Subspace, target: Tensor, size:
     error, slack = projected.error(target, size)
     length = float(torch.linalg.vector_norm(found.basis, dtype=torch.float64))
     off = (InMemory(target).rounding * length + found.skew) * size
-    floor = max(0.0, math.sqrt(found.beyond) - off - SAFETY * EPS * max(target.shape) * size)
+    floor = max(0.0, math.sqrt(found.beyond) - off)
     achieved = max(error, floor)
     return Bound(norm="frobenius", lower=floor, achieved=achieved, upper=achieved + slack, scale=size)
 
