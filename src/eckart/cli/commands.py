@@ -23,6 +23,7 @@ from eckart.cli.reports import (
     print_recipes,
     print_scores,
     print_spectra,
+    print_speeds,
     print_verification,
     recipe_json,
     scores_json,
@@ -229,6 +230,36 @@ def bonds(model: Model, json: Json = False) -> None:
     """
     found = eckart.bond_graph(model)
     show.print_json(found.to_json()) if json else print_bonds(found)
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Outputs and inputs of a layer.
+
+    >>> parse_shape("4096x11008")
+    (4096, 11008)
+    """
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise EckartError(f"--shape is {text!r}: give outputs and inputs such as 4096x11008")
+    return int(rows), int(columns)
+
+
+def bench_layers(
+    shape: Annotated[list[str] | None, typer.Option(help="Outputs x inputs, e.g. 4096x11008; may be repeated.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows at a time; may be repeated.")] = None,
+    repeats: Annotated[int, typer.Option(help="Runs that the median is taken of.")] = 7,
+    json: Json = False,
+) -> None:
+    """Time factored layers beside dense ones on this machine, in float32 and bfloat16, and say up to which rank they are faster.
+
+    Example: eckart bench layers --shape 4096x4096 --shape 4096x11008
+    """
+    from eckart.model.speed import layer_speeds
+
+    shapes = [parse_shape(text) for text in shape or ["2048x2048", "4096x4096"]]
+    with show.progress() as progress:
+        found = layer_speeds(shapes, batch or (1, 16, 512), repeats=repeats, progress=progress)
+    show.print_json([speed.to_json() for speed in found]) if json else print_speeds(found)
 
 
 def recipes(

@@ -43,6 +43,9 @@ app.command("inspect")(commands.inspect)
 app.command("bonds")(commands.bonds)
 app.command("recipes")(commands.recipes)
 app.command("demo")(commands.demo)
+bench = typer.Typer(no_args_is_help=True, help="Time what this machine does.")
+bench.command("layers")(commands.bench_layers)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

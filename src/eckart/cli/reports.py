@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come 
     from eckart.model.engine import Compressed, Planned
     from eckart.model.evaluate import Score
     from eckart.model.inspect import Inspection
+    from eckart.model.speed import LayerSpeed
     from eckart.model.targets import Untouched
     from eckart.model.verify import Verification
     from eckart.recipes import Recipe
@@ -223,6 +224,21 @@ def print_spectra(found: Inspection) -> None:
         "tail exponent",
     )
     print_table(columns, rows)
+
+
+def print_speeds(speeds: Sequence[LayerSpeed]) -> None:
+    """A line for each shape, dtype and batch: how many times faster factors are at shares of the rank where operations are even."""
+    from eckart.model.speed import SHARES, even_rank
+
+    rows = []
+    for s in speeds:
+        ratios = [f"{s.dense / seconds:.2f}" for _, seconds in s.factored]
+        even = "none" if s.break_even is None else f"{s.break_even:.0f}"
+        cells = (_shape(s.shape), str(s.dtype).removeprefix("torch."), str(s.batch), f"{1e3 * s.dense:.3f}")
+        rows.append((*cells, *ratios, *[""] * (len(SHARES) - len(ratios)), even, str(even_rank(s.shape))))
+    shares = tuple(f"at {share:g}" for share in SHARES)
+    print_table(("shape", "dtype", "rows", "dense ms", *shares, "even at rank", "by operations"), rows, left=2)
+    out().print("how many times faster factors are, at shares of the rank at which they take as many operations")
 
 
 def print_bonds(graph: BondGraph) -> None:
