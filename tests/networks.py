@@ -24,7 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from eckart.bonds import BondGraph, declared
+from eckart.bonds import BondGraph, assembled, declared
 
 WIDTH = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi")
@@ -49,7 +49,7 @@ class Network:
     def graph(self) -> BondGraph:
         declaration = declared(self.config["model_type"])
         assert declaration is not None
-        return declaration.graph(self.config, {name: tuple(t.shape) for name, t in self.tensors.items()})
+        return assembled(declaration, self.config, {name: tuple(t.shape) for name, t in self.tensors.items()})
 
     def outputs(self, changed: Mapping[str, Tensor] | None = None) -> Tensor:
         """Logits with some tensors replaced, everything in float64."""

@@ -54,12 +54,12 @@ def test_every_option_that_the_readme_names_exists() -> None:
 
     from eckart.cli.main import app
 
-    known = {
-        name
-        for command in get_command(app).commands.values()  # type: ignore[attr-defined]
-        for parameter in command.params
-        for name in parameter.opts
-    } | {"--help", "--version"}
+    found = list(get_command(app).commands.values())  # type: ignore[attr-defined]
+    found += [inner for command in found for inner in getattr(command, "commands", {}).values()]
+    known = {name for command in found for parameter in command.params for name in parameter.opts} | {
+        "--help",
+        "--version",
+    }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text(encoding="utf-8")))
     assert named <= known, f"not options: {sorted(named - known)}"
 

@@ -14,7 +14,7 @@ from networks import NAMES, Network, network
 from typer.testing import CliRunner
 
 import eckart
-from eckart.bonds import BondGraph, Fixed, Invertible, Orthogonal, Pairs, Permutation, declarations, declared
+from eckart.bonds import BondGraph, Fixed, Invertible, Orthogonal, Pairs, Permutation, assembled, declarations, declared
 from eckart.cli.main import app
 from eckart.errors import EckartError
 
@@ -35,7 +35,7 @@ def graph_of(there: Network, **shapes: tuple[int, ...] | None) -> BondGraph:
             found[name] = shape
     declaration = declared(there.config["model_type"])
     assert declaration is not None
-    return declaration.graph(there.config, found)
+    return assembled(declaration, there.config, found)
 
 
 @pytest.mark.parametrize("kind", NAMES)

@@ -1,6 +1,7 @@
 """The bond graph: which axes of which tensors meet, and what may be changed there without changing the network."""
 
-from eckart.bonds.declaration import Declaration, declarations, declared, inner_bonds
+from eckart.bonds.assembly import assembled, inner_bonds
+from eckart.bonds.declaration import Declaration, Entry, declarations, declared
 from eckart.bonds.gauge import change_basis, fold_centring, fold_norm, unfold_norm
 from eckart.bonds.graph import Bond, BondGraph, End, Map, Norm
 from eckart.bonds.symmetry import (
@@ -24,6 +25,7 @@ __all__ = [
     "Declaration",
     "Diagonal",
     "End",
+    "Entry",
     "Fixed",
     "Invertible",
     "Map",
@@ -35,6 +37,7 @@ __all__ = [
     "Permutation",
     "Scales",
     "Symmetry",
+    "assembled",
     "change_basis",
     "declarations",
     "declared",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from eckart.bonds import BondGraph, declared, inner_bonds
+from eckart.bonds import BondGraph, assembled, declared, inner_bonds
 from eckart.errors import EckartError, first_line
 from eckart.model.checkpoint import Checkpoint, resolve
 
@@ -34,6 +34,6 @@ def bond_graph(model: str | Path) -> BondGraph:
             f"{checkpoint.folder / 'config.json'} is no config of a {model_type} model: {first_line(error)}"
         ) from error
     try:
-        return declaration.graph(config, shapes)
+        return assembled(declaration, config, shapes)
     except EckartError as error:
         raise EckartError(f"{checkpoint.folder}: {error}") from error
