@@ -137,6 +137,26 @@ def test_configs_that_do_not_fit_are_named(llama: Network, entry: str, value: in
         other.graph()
 
 
+def test_a_single_head_has_one_bond_each(llama: Network) -> None:
+    other = Network(
+        llama.folder,
+        llama.kind,
+        llama.config | {"num_attention_heads": 1, "num_key_value_heads": None},
+        {
+            name: tensor[:1].expand(48, 48) if name.endswith(("k_proj.weight", "v_proj.weight")) else tensor
+            for name, tensor in llama.tensors.items()
+        },
+    )
+    values = [bond for bond in other.graph().bonds if ".values." in bond]
+    assert values == [f"model.layers.{layer}.values.0" for layer in range(3)]
+
+
+def test_declarations_tell_norms_that_subtract_the_mean() -> None:
+    declarations.cache_clear()
+    centred = {name for name, declaration in declarations().items() if declaration.centres}
+    assert centred == {"bert", "gpt2", "gpt_neox", "opt", "phi", "vit"}
+
+
 def test_a_missing_head_that_is_not_tied_is_missed(llama: Network) -> None:
     with pytest.raises(EckartError, match=r"lm_head\.weight, which the model does not have"):
         graph_of(llama, lm_head__weight=None)

@@ -209,6 +209,16 @@ def test_tied_weights_change_together_or_not_at_all(networks: dict[str, Network]
     assert far(there.outputs(both), there.outputs(plain | head)) <= EXACT
 
 
+def test_a_bias_that_is_not_given_back_stays_folded(networks: dict[str, Network]) -> None:
+    there = networks["gpt2"]
+    graph, name = there.graph(), "transformer.h.0.ln_1"
+    scale = there.tensors[f"{name}.weight"]
+    tensors = there.tensors | fold_norm(graph, name, there.tensors)
+    back = tensors | unfold_norm(graph, name, scale, None, tensors)
+    assert float(back[f"{name}.bias"].abs().max()) == 0.0
+    assert far(there.outputs(back), there.outputs()) <= EXACT
+
+
 def test_a_scale_of_zero_is_not_taken_back(networks: dict[str, Network]) -> None:
     there = networks["llama"]
     graph, name = there.graph(), "model.layers.0.input_layernorm"

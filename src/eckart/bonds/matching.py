@@ -75,7 +75,7 @@ def _place(
     """Where an entry is, or nowhere if it may be missing."""
     weight = name if entry.axis is not None else f"{name}.weight"
     bias = f"{name}.bias" if entry.axis is None and f"{name}.bias" in shapes else None
-    tied = weight not in shapes and entry.tied_to is not None and bool(config.get("tie_word_embeddings", True))
+    tied = weight not in shapes and entry.tied_to is not None and bool(config.get("tie_word_embeddings"))
     weight = f"{entry.tied_to}.weight" if tied else weight
     if weight not in shapes:
         if entry.optional:

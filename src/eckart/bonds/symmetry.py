@@ -237,7 +237,7 @@ class Pairs:
     """
 
     rotary: int
-    rest: int = 0
+    rest: int
 
     def __str__(self) -> str:
         beside = ", any invertible matrix for the rest" if self.rest else ""
