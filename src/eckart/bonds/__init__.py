@@ -4,6 +4,7 @@ from eckart.bonds.assembly import assembled, inner_bonds
 from eckart.bonds.declaration import Declaration, Entry, declarations, declared
 from eckart.bonds.gauge import change_basis, fold_centring, fold_norm, unfold_norm
 from eckart.bonds.graph import Bond, BondGraph, End, Map, Norm
+from eckart.bonds.projection import Projection, narrow, narrowed_eps
 from eckart.bonds.symmetry import (
     Change,
     Diagonal,
@@ -35,6 +36,7 @@ __all__ = [
     "Orthogonal",
     "Pairs",
     "Permutation",
+    "Projection",
     "Scales",
     "Symmetry",
     "assembled",
@@ -44,5 +46,7 @@ __all__ = [
     "fold_centring",
     "fold_norm",
     "inner_bonds",
+    "narrow",
+    "narrowed_eps",
     "unfold_norm",
 ]

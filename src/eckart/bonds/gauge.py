@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eckart.bonds.graph import Bond, BondGraph, End, Norm
-from eckart.bonds.symmetry import Change
+from eckart.bonds.symmetry import TOLERANCE, Change
 from eckart.errors import EckartError
 
 Tensors = Mapping[str, Tensor]
@@ -31,8 +31,10 @@ def change_basis(graph: BondGraph, bond: str, change: Change, tensors: Tensors) 
     if reason is not None:
         raise EckartError(f"the bond {bond} allows this ({there.symmetry}), and not that change: {reason}")
     for name in there.norms:
-        _check_folded(graph.norm(name), bond, tensors)
-    _check_ties(graph, there, change)
+        check_folded(graph.norm(name), bond, tensors)
+    probe = torch.eye(change.size, dtype=torch.float64)
+    agree = torch.allclose(change.written(probe), change.read(probe), rtol=0, atol=TOLERANCE)
+    check_ties(graph, there, agree=agree)
     changed: dict[str, Tensor] = {}
     for end in _once(there.ends):
         changed[end.tensor] = _changed(changed.get(end.tensor, tensors[end.tensor]), end, change)
@@ -65,7 +67,7 @@ def unfold_norm(graph: BondGraph, norm: str, scale: Tensor, bias: Tensor | None,
     folded, and for a scale with zeros, which cannot be taken out of a map again.
     """
     there = _readable(graph, norm)
-    _check_folded(there, f"{norm}.channels", tensors)
+    check_folded(there, f"{norm}.channels", tensors)
     if bool((scale == 0).any()):
         raise EckartError(f"{norm}: a scale of zero cannot be taken out of the maps behind it again")
     changed = _scaled(graph, there, 1 / scale.to(torch.float64), tensors)
@@ -91,7 +93,7 @@ def fold_centring(graph: BondGraph, bond: str, tensors: Tensors) -> dict[str, Te
     for end in there.writers:
         if end.tensor in own:
             continue
-        _check_single(graph, end.tensor)
+        check_single(graph, end.tensor)
         tensor = tensors[end.tensor]
         wide = tensor.to(torch.float64)
         changed[end.tensor] = (wide - wide.mean(end.axis, keepdim=True)).to(tensor.dtype)
@@ -103,7 +105,7 @@ def _scaled(graph: BondGraph, norm: Norm, scale: Tensor, tensors: Tensors) -> di
     changed = {}
     for name in norm.readers:
         entry = graph.maps[name]
-        _check_single(graph, entry.weight)
+        check_single(graph, entry.weight)
         weight = tensors[entry.weight]
         factors = scale.to(torch.float64)[:, None] if entry.outputs == 1 else scale.to(torch.float64)
         changed[entry.weight] = (weight.to(torch.float64) * factors).to(weight.dtype)
@@ -138,14 +140,16 @@ def _scale(norm: Norm, tensors: Tensors) -> Tensor:
     return tensors[norm.weight].to(torch.float64) + norm.less
 
 
-def _check_folded(norm: Norm, bond: str, tensors: Tensors) -> None:
+def check_folded(norm: Norm, bond: str, tensors: Tensors) -> None:
+    """Raise ``EckartError`` for a norm that does more than normalise."""
     if not bool((_scale(norm, tensors) == 1).all()):
         raise EckartError(
             f"the bond {bond} is read through {norm.name}, whose scale differs between channels: fold it first"
         )
 
 
-def _check_single(graph: BondGraph, tensor: str) -> None:
+def check_single(graph: BondGraph, tensor: str) -> None:
+    """Raise ``EckartError`` for a weight that two maps have."""
     names = graph.uses.get(tensor, ())
     if len(names) > 1:
         raise EckartError(
@@ -153,20 +157,17 @@ def _check_single(graph: BondGraph, tensor: str) -> None:
         )
 
 
-def _check_ties(graph: BondGraph, bond: Bond, change: Change) -> None:
-    """A tied weight changes once: all maps that it belongs to must take hold of it by this bond, in ways that agree."""
+def check_ties(graph: BondGraph, bond: Bond, *, agree: bool) -> None:
+    """Raise ``EckartError`` for a tied weight that other bonds take hold of as well, or both ways by this one unless these ``agree``."""
     here = Counter(end.tensor for end in bond.ends)
     for tensor, names in graph.uses.items():
         if tensor not in here or len(names) == 1:
             continue
         if here[tensor] < len(names):
+            check_single(graph, tensor)
+        if not agree:
             raise EckartError(
-                f"{tensor} is the weight of {' and '.join(names)}, and only one of them may change: untie them first"
-            )
-        probe = torch.eye(change.size, dtype=torch.float64)
-        if not torch.allclose(change.written(probe), change.read(probe), rtol=0, atol=1e-9):
-            raise EckartError(
-                f"{tensor} both writes and reads {bond.name}, and this change does not do the same to both: untie it first"
+                f"{tensor} both writes and reads {bond.name}, and this does not do the same to both: untie it first"
             )
 
 
