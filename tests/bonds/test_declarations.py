@@ -151,6 +151,23 @@ def test_a_single_head_has_one_bond_each(llama: Network) -> None:
     assert values == [f"model.layers.{layer}.values.0" for layer in range(3)]
 
 
+def test_a_model_that_was_saved_without_its_head_has_shorter_names(tmp_path: Path) -> None:
+    """As the first GPT-2 is on the hub."""
+    there = network("gpt2", tmp_path)
+    shapes = {n.removeprefix("transformer."): tuple(t.shape) for n, t in there.tensors.items() if n != "lm_head.weight"}
+    declaration = declared("gpt2")
+    assert declaration is not None
+    tied = assembled(
+        declaration, there.config | {"tie_word_embeddings": True}, shapes | {"h.0.attn.bias": (1, 1, 8, 8)}
+    )
+    assert tied.ties == {"lm_head": "wte"}
+    assert tied.norms["ln_f"].readers == ("lm_head",)
+    assert tied.bond("h.1.values.2").readers[0].tensor == "h.1.attn.c_proj.weight"
+    whole = there.graph()
+    assert {name.removeprefix("transformer.") for name in whole.bonds} == {*tied.bonds}
+    assert [b.size for b in whole.bonds.values()] == [b.size for b in tied.bonds.values()]
+
+
 def test_declarations_tell_norms_that_subtract_the_mean() -> None:
     declarations.cache_clear()
     centred = {name for name, declaration in declarations().items() if declaration.centres}

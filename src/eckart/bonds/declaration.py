@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -49,6 +49,23 @@ class Declaration:
     stored_less: float = 0.0
     ignored: tuple[str, ...] = ()
     requires: Mapping[str, Any] | None = None
+    prefix: str = ""  # what names begin with, unless a model was saved without its head
+
+    def without_prefix(self) -> Declaration:
+        """The same for a model that was saved without its head."""
+
+        def short(name: str) -> str:
+            return name.removeprefix(f"{self.prefix}.")
+
+        outside = {
+            short(name): replace(
+                entry,
+                after=short(entry.after) if entry.after else None,
+                tied_to=short(entry.tied_to) if entry.tied_to else None,
+            )
+            for name, entry in self.outside.items()
+        }
+        return replace(self, outside=outside, blocks=short(self.blocks), ignored=tuple(map(short, self.ignored)))
 
 
 @cache
@@ -98,6 +115,7 @@ def _read(name: str, table: Mapping[str, Any]) -> Declaration:
         stored_less=table.get("stored_less", 0.0),
         ignored=tuple(table.get("ignored", ())),
         requires=table.get("requires"),
+        prefix=table["prefix"],
     )
 
 

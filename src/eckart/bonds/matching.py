@@ -46,6 +46,8 @@ def matched(
             raise EckartError(
                 f"the bonds of {declaration.name} are declared for {key} = {value} only, and this model has {config[key]}"
             )
+    if not any(name.startswith(f"{declaration.prefix}.") for name in shapes):
+        declaration = declaration.without_prefix()
     blocks = tuple(_blocks(declaration.blocks, shapes))
     places = tuple(
         place
