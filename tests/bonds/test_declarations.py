@@ -85,7 +85,7 @@ def test_the_graph_of_a_llama_by_hand(llama: Network) -> None:
 def test_normalised_and_partly_rotary_keys(tmp_path: Path) -> None:
     for kind in ("qwen3", "gemma3"):
         keys = network(kind, tmp_path / kind).graph().bond("model.layers.0.keys.0")
-        assert str(keys.symmetry).startswith("none: model.layers.0.self_attn.")
+        assert str(keys.symmetry).startswith("fixed: model.layers.0.self_attn.")
     assert network("phi", tmp_path / "phi").graph().bond("model.layers.0.keys.0").symmetry == Pairs(6, 6)
 
 
@@ -234,13 +234,18 @@ def run(tmp_path: Path) -> Callable[..., str]:
     return said
 
 
-def test_the_command_shows_a_line_for_each_kind_of_bond(run: Callable[..., str]) -> None:
-    lines = [line.split() for line in run().splitlines()]
-    table = {line[0]: line for line in lines}
-    assert table["residual"][1:4] == ["1", "48", "rotations"]
-    assert table["model.layers.*.keys.*"][1:3] == ["6", "12"]
-    assert table["model.layers.*.values.*"][-2:] == ["self_attn.v_proj", "self_attn.o_proj"]
-    assert lines[-1] == ["lm_head", "has", "the", "weight", "of", "model.embed_tokens"]
+def test_the_command_tells_each_kind_of_bond_once(run: Callable[..., str]) -> None:
+    lines = run().splitlines()
+    at = lines.index("residual: size 48, rotations")
+    assert lines[at + 1].split() == ["written", "by", "mlp.down_proj,", "model.embed_tokens,", "self_attn.o_proj"]
+    at = lines.index("model.layers.*.values.* (6 times): size 12, any invertible matrix")
+    assert [line.split() for line in lines[at + 1 : at + 3]] == [
+        ["written", "by", "self_attn.v_proj"],
+        ["read", "by", "self_attn.o_proj"],
+    ]
+    assert "model.layers.*.keys.* (6 times): size 12, a rotation and scale for each of 6 rotary pairs" in lines
+    assert lines[-2] == "inside each of 23 maps: any invertible matrix between its factors"
+    assert lines[-1] == "lm_head has the weight of model.embed_tokens"
 
 
 def test_the_command_tells_machines_everything(run: Callable[..., str]) -> None:

@@ -156,7 +156,7 @@ class Fixed:
     reason: str
 
     def __str__(self) -> str:
-        return f"none: {self.reason}"
+        return f"fixed: {self.reason}"
 
     def refuses(self, change: Change) -> str | None:
         """Always."""

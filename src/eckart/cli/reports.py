@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.padding import Padding
 
 from eckart.cli.show import number, out, percent, plain, print_table
 from eckart.model.files import human_bytes
@@ -242,20 +244,28 @@ def print_speeds(speeds: Sequence[LayerSpeed]) -> None:
 
 
 def print_bonds(graph: BondGraph) -> None:
-    """A line for bonds that differ by block and head only, and one for the inner bonds of all maps."""
-    kinds: dict[tuple[str, ...], int] = {}
+    """A paragraph for bonds that differ by block and head only: how many, their size and symmetry, who writes and who reads."""
+    kinds: dict[tuple[str, int, str, str, str], int] = {}
     for bond in graph.bonds.values():
-        ends = (sorted({_everywhere(end.tensor) for end in group}) for group in (bond.writers, bond.readers))
-        row = (_everywhere(bond.name), str(bond.size), str(bond.symmetry), *(", ".join(map(_short, e)) for e in ends))
-        kinds[row] = kinds.get(row, 0) + 1
-    rows = [(name, str(count), *rest) for (name, *rest), count in kinds.items()]
-    rows.append(("(inside each map)", str(len(graph.maps)), "", "any invertible matrix", "its factors", "its factors"))
-    print_table(("bond", "number", "size", "symmetry", "written by", "read by"), rows, left=6)
+        written, read = (_told({_everywhere(end.tensor) for end in group}) for group in (bond.writers, bond.readers))
+        kind = (_everywhere(bond.name), bond.size, str(bond.symmetry), written, read)
+        kinds[kind] = kinds.get(kind, 0) + 1
     console = out()
+    for (name, size, symmetry, written, read), count in kinds.items():
+        times = f" ({count} times)" if count > 1 else ""
+        console.print(f"{name}{times}: size {size}, {symmetry}", style="bold" if console.is_terminal else None)
+        console.print(Padding(f"written by {written}", (0, 0, 0, 4)))
+        console.print(Padding(f"read by {read}", (0, 0, 0, 4)))
+    console.print(f"inside each of {len(graph.maps)} maps: any invertible matrix between its factors")
     for name, other in graph.ties.items():
         console.print(f"{name} has the weight of {other}")
     if not graph.bonds:
         console.print(f"{graph.architecture} is not declared: what its maps share is not known")
+
+
+def _told(tensors: Collection[str]) -> str:
+    """Names within the block, of a map with its bias once."""
+    return ", ".join(sorted({_short(name) for name in tensors})) or "nothing"
 
 
 def _everywhere(name: str) -> str:
@@ -265,7 +275,7 @@ def _everywhere(name: str) -> str:
 
 def _short(tensor: str) -> str:
     """What a map or tensor is called within its block."""
-    return tensor.rpartition("*.")[2].removesuffix(".weight")
+    return tensor.rpartition("*.")[2].removesuffix(".weight").removesuffix(".bias")
 
 
 def print_recipes(entries: Sequence[Recipe]) -> None:
