@@ -122,7 +122,7 @@ class Subspace:
     ``image`` is ``u.T @ A`` to the precision of the products in float32. ``s`` are the Ritz values: never above the true singular
     values but for rounding, ``beyond`` the sum of the squares of the further ones that the basis has.
     ``steps`` products with ``A @ A.T`` were made, and ``excess`` estimates by which share the error ``norm(A - u @ image)``
-    is above the smallest possible one, where that was looked at.
+    is above the smallest possible one, where that was looked at. No error of this rank is below ``floor``, where that is known otherwise.
     """
 
     u: Tensor  # (m, rank) float64
@@ -132,6 +132,7 @@ class Subspace:
     beyond: float
     steps: int
     excess: float | None
+    floor: float = 0.0
 
     @cached_property
     def skew(self) -> float:

@@ -86,12 +86,13 @@ def frobenius_bound(projected: Projected, found: Subspace, target: Tensor, size:
     """The bound in the Frobenius norm, certain in all figures.
 
     ``lower`` is what the further directions of the basis hold: of the singular values of W after the rank, none is below theirs
-    (Cauchy's interlacing). It costs nothing and is loose, since it knows nothing of what lies beside the basis.
+    (Cauchy's interlacing). It costs nothing and is loose, since it knows nothing of what lies beside the basis. Where the basis
+    came with a better one (``Subspace.floor``), that is taken.
     """
     error, slack = projected.error(target, size)
     length = float(torch.linalg.vector_norm(found.basis, dtype=torch.float64))
     off = (InMemory(target).rounding * length + found.skew) * size
-    floor = max(0.0, math.sqrt(found.beyond) - off)
+    floor = max(found.floor, math.sqrt(found.beyond) - off)
     achieved = max(error, floor)
     return Bound(norm="frobenius", lower=floor, achieved=achieved, upper=achieved + slack, scale=size)
 

@@ -11,7 +11,15 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.kernels.krylov import block_krylov
-from eckart.kernels.randomized import Products, Subspace, leading_subspace, ritz_subspace, subspace_iteration
+from eckart.kernels.randomized import (
+    InMemory,
+    Products,
+    Subspace,
+    leading_subspace,
+    ritz_subspace,
+    subspace_iteration,
+)
+from eckart.kernels.single import single_precision_subspace
 from eckart.kernels.svd import LAPACK_SIDE
 from eckart.metric import Metric
 
@@ -42,10 +50,12 @@ class Automatic:
     """LAPACK for small matrices; subspace iteration where that is faster; else a Gram matrix in float64.
 
     Smaller sides up to ``small`` are never iterated on: above 256 that is faster for low ranks already, but up to 1024 an exact
-    decomposition is cheap enough where bounds that are near and certain are wanted.
+    decomposition is cheap enough where bounds that are near and certain are wanted. With ``single``, plain matrices in float32 and
+    narrower are decomposed with eigenvectors in float32 above that, where a certificate shows that they are good enough.
     """
 
     small: int = LAPACK_SIDE
+    single: bool = False
 
     @property
     def lapack_side(self) -> int:
@@ -63,16 +73,26 @@ class Automatic:
         if accuracy == 0:
             return f"{how}: no error above the smallest possible is allowed"
         if (LARGEST_SHARE_IN_FULL if full else LARGEST_SHARE) * rank > side:
+            if self.single and metric.is_plain and side > self.lapack_side:
+                return None
             return f"{how}: rank {rank} is more than a {'sixth' if full else 'third'} of {side}"
         return None
 
     def leading(
         self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
     ) -> tuple[Subspace | None, str]:
-        """Steps until the error is within the accuracy."""
+        """Steps until the error is within the accuracy; for a large rank all directions at once."""
+        by = "LAPACK" if min(a.shape) <= self.lapack_side else "a float64 Gram matrix"
+        if LARGEST_SHARE * rank > min(a.shape) and self.single:
+            if not isinstance(a, InMemory) or a.wide:
+                return None, f"exact, by {by}: rank {rank} is more than a third of {min(a.shape)}"
+            found = single_precision_subspace(a.matrix, rank, accuracy=accuracy, energy=energy)
+            if found is None:
+                return None, f"exact, by {by}: float32 does not tell what rank {rank} leaves"
+            how = "a float64 Gram matrix, its eigenvectors in float32"
+            return found, f"{how}: at most {100 * (found.excess or 0.0):.2g} % above the optimum"
         found = leading_subspace(a, rank, accuracy=accuracy, rng=rng, energy=energy)
         if found is None:
-            by = "LAPACK" if min(a.shape) <= self.lapack_side else "a float64 Gram matrix"
             return None, f"exact, by {by}: subspace iteration did not get there"
         assert found.excess is not None
         return found, f"{found.steps} steps of subspace iteration, {100 * found.excess:.2g} % above the optimum"

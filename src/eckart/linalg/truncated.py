@@ -60,8 +60,9 @@ def truncated_svd(
     decomposed by its factors. Of other operators only products with a few columns and panels of rows are taken, unless an exact
     way is the better one or the metric a full one, for which they are formed. The ``route`` is chosen by itself: LAPACK up to a
     smaller side of 256; above it subspace iteration, or an exact decomposition where ``accuracy`` is 0 or the rank above a third of the
-    side (a sixth in a full metric): by LAPACK up to a side of 1024, by a Gram matrix in float64 above. With ``spectral`` it is LAPACK up
-    to 1024 always. ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is given), not on its state.
+    side (a sixth in a full metric): by LAPACK up to a side of 1024, by a Gram matrix in float64 above, whose eigenvectors are taken in
+    float32 where an ``accuracy`` is given and they can be certified to have it. With ``spectral`` it is LAPACK up to 1024 always, and
+    float64. ``Fit.how`` says which and why. The result depends on the seed of ``rng`` (0 where none is given), not on its state.
 
     Bounds are those in the metric and in the Frobenius norm, the latter without ``lower`` where the metric is another. With ``spectral``
     there is one in the spectral norm as well, every one has its ``lower``, and that comes near the optimum also where the result was
@@ -82,7 +83,7 @@ def truncated_svd(
         raise ValueError(f"the accuracy is a share of the smallest error and not below 0: {accuracy:g}")
     rng = rng or Generator().manual_seed(0)
     dtype = dtype or _dtype_of(a)
-    prepared = analysed(a, metric, accuracy, route or (Automatic() if spectral else Automatic(SMALL)))
+    prepared = analysed(a, metric, accuracy, route or (Automatic() if spectral else Automatic(SMALL, single=True)))
     match rank, energy, error, bytes:
         case int(), None, None, None:
             return prepared.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
