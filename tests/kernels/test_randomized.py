@@ -11,7 +11,15 @@ from torch import Tensor
 
 from eckart.kernels import randomized
 from eckart.kernels.convergence import Outlook
-from eckart.kernels.randomized import STEPS, InMemory, Subspace, conditioned, leading_subspace, subspace_iteration
+from eckart.kernels.randomized import (
+    InMemory,
+    Subspace,
+    conditioned,
+    leading_subspace,
+    most_steps,
+    oversampling,
+    subspace_iteration,
+)
 
 SIDE = 240
 INDEX = torch.arange(1, SIDE + 1, dtype=torch.float64)
@@ -210,10 +218,10 @@ def test_what_float64_hides_is_left_to_an_exact_way() -> None:
 
 
 def test_who_does_not_converge_is_given_up_after_the_steps() -> None:
-    """Values that hardly fall, and an accuracy beyond reach: a start, eight steps of two products each and one to judge by, no more."""
-    a = Counted(InMemory(with_spectrum(300, SIDE, INDEX**-0.1).to(torch.float32)))
-    assert leading_subspace(a, 5, accuracy=1e-5, rng=generator(), energy=float((INDEX**-0.2).sum())) is None
-    assert a.products == 1 + 2 * STEPS + 1
+    """Values that hardly fall, and an accuracy beyond reach: a start, so many steps of two products each and one to judge by, no more."""
+    a = Counted(InMemory(with_spectrum(300, SIDE, INDEX**-0.02).to(torch.float32)))
+    assert leading_subspace(a, 5, accuracy=1e-6, rng=generator(), energy=float((INDEX**-0.04).sum())) is None
+    assert a.products == 1 + 2 * most_steps(5 + oversampling(5, SIDE), SIDE) + 1
 
 
 def test_the_energy_of_products_must_be_given() -> None:

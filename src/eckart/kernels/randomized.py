@@ -15,6 +15,7 @@ from eckart.kernels.convergence import Outlook
 from eckart.kernels.norms import frobenius_norm
 
 STEPS = 8  # products with A A^T at the most; what has not converged by then is better served by an exact route
+MORE_STEPS = 32  # or so many where they are so narrow that all together cost less than an exact route does
 # The mean square of what rounding to bfloat16 does to a number, relative to its square: noise in every column of a
 # product, of the size of the column, which takes room from the weak directions.
 BFLOAT16_NOISE = 2.0**-16 / 6
@@ -154,6 +155,15 @@ def oversampling(rank: int, side: int) -> int:
     return min(max(8, rank // 2), side - rank)
 
 
+def most_steps(columns: int, side: int) -> int:
+    """After how many steps with so many columns an exact decomposition would have been the better way.
+
+    >>> most_steps(24, 1024), most_steps(96, 4096), most_steps(1536, 4096)
+    (21, 21, 8)
+    """
+    return max(STEPS, min(MORE_STEPS, side // (2 * columns)))
+
+
 def leading_subspace(
     a: Tensor | Products, rank: int, *, accuracy: float, rng: Generator, energy: float | None = None
 ) -> Subspace | None:
@@ -169,7 +179,7 @@ def leading_subspace(
     float32 can't tell them from rounding, iteration goes on in float64 with a matrix that is ``wide``. ``energy`` is the sum of all
     squared entries; of a tensor it is found out.
 
-    ``None`` where that is not reached in ``STEPS`` steps, or where rounding hides it: an exact route is needed there.
+    ``None`` where that is not reached in ``most_steps``, or where rounding hides it: an exact route is needed there.
     Deterministic for a state of ``rng``.
 
     >>> falling = torch.diag(torch.arange(1, 201) ** -1.0)
@@ -188,7 +198,8 @@ def leading_subspace(
     y = a.times(torch.randn(n, side, generator=rng).to(a.device), narrow=narrow)  # (m, side)
     outlook: Outlook | None = None  # where there is one, the basis that comes may be the last
     before = y.new_zeros(side, dtype=torch.float64)
-    for step in range(STEPS + 1):
+    most = most_steps(side, min(m, n))
+    for step in range(most + 1):
         q = conditioned(y) if outlook is None else torch.linalg.qr(y).Q  # (m, side)
         z = a.transposed_times(q, narrow=narrow and outlook is None)  # (n, side)
         energies, turn = ritz_values(z, fine=outlook is not None)
@@ -204,7 +215,7 @@ def leading_subspace(
             missed = outlook.missed((energies - before)[:rank], energies, step)
             if missed <= allowed:
                 return _subspace(q, z, energies, turn, rank, step, missed / (2 * tail))
-        if step == STEPS:
+        if step == most:
             return None
         blurred = narrow and _blurs(energies, rank, allowed)
         narrow = narrow and not blurred
