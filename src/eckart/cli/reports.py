@@ -254,8 +254,8 @@ def print_bonds(graph: BondGraph) -> None:
     for (name, size, symmetry, written, read), count in kinds.items():
         times = f" ({count} times)" if count > 1 else ""
         console.print(f"{name}{times}: size {size}, {symmetry}", style="bold" if console.is_terminal else None)
-        console.print(Padding(f"written by {written}", (0, 0, 0, 4)))
-        console.print(Padding(f"read by {read}", (0, 0, 0, 4)))
+        console.print(Padding(f"written by {written}", (0, 0, 0, 4), expand=False))
+        console.print(Padding(f"read by {read}", (0, 0, 0, 4), expand=False))
     console.print(f"inside each of {len(graph.maps)} maps: any invertible matrix between its factors")
     for name, other in graph.ties.items():
         console.print(f"{name} has the weight of {other}")
