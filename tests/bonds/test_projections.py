@@ -184,7 +184,7 @@ def test_whole_bonds_are_changes_of_basis(there: Network) -> None:
 @pytest.mark.parametrize("rank", [12, 5])
 def test_a_refit_is_least_squares(rank: int) -> None:
     """Against NumPy on the data themselves; with moments of lower rank and units of very different size too."""
-    x = gaussian(60, rank, 1) @ gaussian(rank, 12, 2) * torch.logspace(0, -6, 12, dtype=torch.float64)
+    x = gaussian(60, rank, 1) @ gaussian(rank, 12, 2) * torch.logspace(0, -9, 12, dtype=torch.float64)
     kept = torch.tensor([7, 0, 3, 11])
     up = float64(Projection.refitted(x.T @ x, kept).up)
     data = float64(x)
@@ -211,6 +211,9 @@ def test_what_cannot_be_narrowed_is_refused(there: Network) -> None:
         narrow(graph, {name: Projection.onto(orthonormal(size, 4))}, there.tensors)
     with pytest.raises(EckartError, match=f"{name} has {size} directions, and the projection is one of 5"):
         narrow(graph, {name: Projection.selection(5, torch.arange(3))}, there.tensors)
+    mean = torch.full((1, size), 1 / size, dtype=torch.float64)
+    with pytest.raises(EckartError, match="select units"):
+        narrow(graph, {name: Projection(mean, size * mean.T)}, there.tensors)
     with pytest.raises(EckartError, match="there is no bond nowhere: the nearest is"):
         narrow(graph, {"nowhere": Projection.selection(5, torch.arange(3))}, there.tensors)
 

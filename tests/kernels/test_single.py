@@ -157,3 +157,28 @@ def test_a_random_matrix_is_certified_within_a_hundredth_of_a_percent() -> None:
     assert found.excess is not None
     assert found.excess <= 1e-4
     assert math.isclose(found.floor, float(np.linalg.norm(lapack_values(w)[100:])), rel_tol=1e-4)
+
+
+def test_what_is_certified_is_given_up_to_the_accuracy_and_no_further() -> None:
+    w = with_spectrum(120, 150, SPECTRA["k^-1/2"]).to(torch.float32)
+    found = single_precision_subspace(w, 60, accuracy=1.0, energy=energy_of(w))
+    assert found is not None
+    assert found.steps == 0
+    assert found.excess is not None
+    assert single_precision_subspace(w, 60, accuracy=1.001 * found.excess, energy=energy_of(w)) is not None
+    assert single_precision_subspace(w, 60, accuracy=0.999 * found.excess, energy=energy_of(w)) is None
+
+
+def test_what_float32_knows_exactly_is_still_no_more_than_the_optimum() -> None:
+    """Eigenvectors that are axes and values that are small integers leave no misfit: only the allowance for rounding is between."""
+    w = torch.diag(torch.arange(40, 0, -1).to(torch.float32))
+    found = single_precision_subspace(w, 20, accuracy=1e-2, energy=energy_of(w))
+    assert found is not None
+    optimum = math.sqrt(sum(k * k for k in range(1, 21)))
+    assert found.floor < optimum
+    assert found.floor == pytest.approx(optimum, rel=1e-6)
+
+
+def test_of_nothing_left_nothing_is_said() -> None:
+    w = (gaussian(60, 8) @ gaussian(8, 50, 1)).to(torch.float32)
+    assert single_precision_subspace(w, 30, accuracy=1e9, energy=energy_of(w)) is None

@@ -34,7 +34,7 @@ def change_basis(graph: BondGraph, bond: str, change: Change, tensors: Tensors) 
         check_folded(graph.norm(name), bond, tensors)
     probe = torch.eye(change.size, dtype=torch.float64)
     agree = torch.allclose(change.written(probe), change.read(probe), rtol=0, atol=TOLERANCE)
-    check_ties(graph, there, agree=agree)
+    _check_ties(graph, there, agree=agree)
     changed: dict[str, Tensor] = {}
     for end in _once(there.ends):
         changed[end.tensor] = _changed(changed.get(end.tensor, tensors[end.tensor]), end, change)
@@ -93,7 +93,7 @@ def fold_centring(graph: BondGraph, bond: str, tensors: Tensors) -> dict[str, Te
     for end in there.writers:
         if end.tensor in own:
             continue
-        check_single(graph, end.tensor)
+        _check_single(graph, end.tensor)
         tensor = tensors[end.tensor]
         wide = tensor.to(torch.float64)
         changed[end.tensor] = (wide - wide.mean(end.axis, keepdim=True)).to(tensor.dtype)
@@ -105,7 +105,7 @@ def _scaled(graph: BondGraph, norm: Norm, scale: Tensor, tensors: Tensors) -> di
     changed = {}
     for name in norm.readers:
         entry = graph.maps[name]
-        check_single(graph, entry.weight)
+        _check_single(graph, entry.weight)
         weight = tensors[entry.weight]
         factors = scale.to(torch.float64)[:, None] if entry.outputs == 1 else scale.to(torch.float64)
         changed[entry.weight] = (weight.to(torch.float64) * factors).to(weight.dtype)
@@ -148,7 +148,7 @@ def check_folded(norm: Norm, bond: str, tensors: Tensors) -> None:
         )
 
 
-def check_single(graph: BondGraph, tensor: str) -> None:
+def _check_single(graph: BondGraph, tensor: str) -> None:
     """Raise ``EckartError`` for a weight that two maps have."""
     names = graph.uses.get(tensor, ())
     if len(names) > 1:
@@ -157,14 +157,14 @@ def check_single(graph: BondGraph, tensor: str) -> None:
         )
 
 
-def check_ties(graph: BondGraph, bond: Bond, *, agree: bool) -> None:
+def _check_ties(graph: BondGraph, bond: Bond, *, agree: bool) -> None:
     """Raise ``EckartError`` for a tied weight that other bonds take hold of as well, or both ways by this one unless these ``agree``."""
     here = Counter(end.tensor for end in bond.ends)
     for tensor, names in graph.uses.items():
         if tensor not in here or len(names) == 1:
             continue
         if here[tensor] < len(names):
-            check_single(graph, tensor)
+            _check_single(graph, tensor)
         if not agree:
             raise EckartError(
                 f"{tensor} both writes and reads {bond.name}, and this does not do the same to both: untie it first"

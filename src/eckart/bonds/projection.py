@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eckart.bonds.gauge import Tensors, check_folded, check_ties
+from eckart.bonds.gauge import Tensors, check_folded
 from eckart.bonds.graph import Bond, BondGraph, End
 from eckart.bonds.symmetry import TOLERANCE, Invertible, Orthogonal, Permutation
 from eckart.errors import EckartError
@@ -95,7 +95,6 @@ def narrow(graph: BondGraph, projections: Mapping[str, Projection], tensors: Ten
     for name, projection in projections.items():
         bond = graph.bond(name)
         _check(bond, projection)
-        check_ties(graph, bond, agree=isinstance(bond.symmetry, Orthogonal))
         for norm in map(graph.norm, bond.norms):
             check_folded(norm, name, tensors)
             scale = (projection.size / projection.rank) ** 0.5

@@ -13,8 +13,6 @@ from eckart.kernels.svd import EPS, SAFETY, smaller_gram
 from eckart.kernels.symmetric import add_gram
 
 SINGLE = torch.finfo(torch.float32).eps
-# LAPACK's eigenvectors in float32 reproduce a matrix to within 1 to 3 times this times the root of its side and its norm.
-EXPECTED = 1.0
 
 
 def single_precision_subspace(matrix: Tensor, rank: int, *, accuracy: float, energy: float) -> Subspace | None:
@@ -41,8 +39,9 @@ def single_precision_subspace(matrix: Tensor, rank: int, *, accuracy: float, ene
     values, vectors = torch.linalg.eigh((gram / unit).to(torch.float32))
     values, vectors = values.to(torch.float64).flip(0).clamp(min=0) * unit, vectors.flip(1)
     tail = float(values[rank:].sum())
-    if math.sqrt(rank * len(gram)) * EXPECTED * SINGLE * float(torch.linalg.vector_norm(gram)) > 2 * accuracy * tail:
-        return None  # hopeless: what comes is not worth its time
+    # LAPACK's eigenvectors in float32 reproduce a matrix to 1 to 3 units of rounding times the root of its side.
+    if math.sqrt(rank * len(gram)) * SINGLE * float(torch.linalg.vector_norm(gram)) > 2 * accuracy * tail:
+        return None
     most = float(values[:rank].sum()) + math.sqrt(rank) * _misfit(gram, values, vectors)
     rounding = SAFETY * EPS * (max(matrix.shape) + len(gram)) * math.sqrt(rank) * float(gram.trace())
     floor = math.sqrt(max(0.0, energy - most - rounding))
@@ -62,7 +61,7 @@ def single_precision_subspace(matrix: Tensor, rank: int, *, accuracy: float, ene
     )
     # Columns that are not quite orthonormal capture a little less than their image says.
     left = energy - (1 - found.skew) * float(image.square().sum())
-    if floor == 0.0 or left > (1 + accuracy) ** 2 * floor**2:
+    if not floor > 0 or left > (1 + accuracy) ** 2 * floor**2:
         return None
     return replace(found, excess=math.sqrt(max(left, floor**2)) / floor - 1)
 
