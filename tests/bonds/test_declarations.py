@@ -116,6 +116,8 @@ def test_relu_passes_positive_scales_on(tmp_path: Path) -> None:
             {"model__layers__1__self_attn__o_proj__weight": (48, 47)},
             "reads 47 values, which 4 heads do not share evenly",
         ),
+        ({"model__norm__weight": ()}, r"declares model\.norm\.weight as a norm, but its shape is \[\]"),
+        ({"model__norm__weight": (40,)}, r"model\.norm\.weight and lm_head\.weight meet, but have 40 and 48 entries"),
         ({"model__layers__1__self_attn__o_proj__weight": (48, 48, 1)}, r"as a matrix, but its shape is \[48, 48, 1\]"),
     ],
 )
@@ -129,9 +131,11 @@ def test_tensors_that_do_not_fit_are_named(llama: Network, change: dict[str, Any
     [
         ("num_attention_heads", 0, "num_attention_heads is 0"),
         ("num_key_value_heads", 3, "4 heads do not share 3 groups"),
+        ("rope_parameters", {"partial_rotary_factor": "half"}, "partial_rotary_factor is half: a share from 0 to 1"),
+        ("rope_parameters", {"partial_rotary_factor": 2.0}, "partial_rotary_factor is 2.0"),
     ],
 )
-def test_configs_that_do_not_fit_are_named(llama: Network, entry: str, value: int, said: str) -> None:
+def test_configs_that_do_not_fit_are_named(llama: Network, entry: str, value: object, said: str) -> None:
     other = Network(llama.folder, llama.kind, llama.config | {entry: value}, llama.tensors)
     with pytest.raises(EckartError, match=said):
         other.graph()

@@ -106,7 +106,10 @@ class Heads:
                 if width % queries:
                     raise EckartError(f"{place.weight} reads {width} values, which {queries} heads do not share evenly")
                 size[place.block] = width // queries
-        share = (config.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0)
+        table = config.get("rope_parameters")
+        share = table.get("partial_rotary_factor", 1.0) if isinstance(table, Mapping) else 1.0
+        if not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise EckartError(f"the config says that partial_rotary_factor is {share}: a share from 0 to 1 is wanted")
         return cls(queries, groups, size, float(share) if declaration.rotary else 0.0)
 
     def count(self, space: str) -> int:
@@ -259,5 +262,8 @@ def _channels(norm: Norm, readers: list[Map]) -> dict[str, Bond]:
     ends = [End(norm.weight, 0, 0, norm.size, reads=False, less=norm.less)]
     ends += [End(norm.bias, 0, 0, norm.size, reads=False)] if norm.bias else []
     ends += [End(found.weight, 1 - found.outputs, 0, found.shape[1], reads=True) for found in readers]
+    for end in ends:
+        if end.size != norm.size:
+            raise EckartError(f"{norm.weight} and {end.tensor} meet, but have {norm.size} and {end.size} entries there")
     name = f"{norm.name}.channels"
     return {name: Bond(name, norm.size, Diagonal(f"{norm.name} works channel by channel"), tuple(ends))}

@@ -87,6 +87,8 @@ def _place(
         raise EckartError(
             f"{weight} has the shape {list(shapes[weight])}, and no axis {entry.axis} that could write {entry.writes[0]}"
         )
+    if entry.norm is not None and len(shapes[weight]) != 1:
+        raise EckartError(f"{architecture} declares {weight} as a norm, but its shape is {list(shapes[weight])}")
     if entry.reads is not None and len(shapes[weight]) != 2:
         raise EckartError(f"{architecture} declares {weight} as a matrix, but its shape is {list(shapes[weight])}")
     return Place(name, block, entry, weight, bias, tied)

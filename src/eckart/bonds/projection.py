@@ -65,9 +65,8 @@ class Projection:
         """
         plain, wide = cls.selection(len(moment), kept), moment.to(torch.float64)
         core = wide[kept][:, kept]
-        lengths = (
-            core.diagonal().sqrt()
-        )  # units of one size, so that what is weak is not taken for rounding of what is strong
+        # Units of one size, so that what is weak is not taken for rounding of what is strong.
+        lengths = core.diagonal().sqrt()
         lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
         unit = core / lengths / lengths[:, None]
         inverse = torch.linalg.pinv(unit, rtol=len(kept) * torch.finfo(torch.float64).eps, hermitian=True)
