@@ -16,6 +16,7 @@ from eckart.operator import (
     Kronecker,
     Operator,
     Product,
+    RowSparse,
     Shuffle,
     Sparse,
     Sum,
@@ -100,6 +101,11 @@ MAKERS: Mapping[str, tuple[Maker, ...]] = {
         partial(train, (1, 1), (5, 2), 4),
     ),
     "sparse": (partial(sparse, 5, 7, 0.4), partial(sparse, 7, 4, 1.0), partial(sparse, 3, 3, 0.0), wide_indices),
+    "row_sparse": (
+        lambda d: RowSparse.of(gaussian(3, 4).to(d), torch.tensor([3, 0, 2]), 5),
+        lambda d: RowSparse.of(gaussian(2, 5).to(d), torch.tensor([1, 0]), 2),
+        lambda d: RowSparse.of(gaussian(0, 3).to(d), torch.arange(0), 4),
+    ),
     "codes": (
         partial(codes, 5, 7, 3, 3),
         partial(codes, 4, 9, 2, 9),
@@ -121,6 +127,13 @@ HYBRIDS: Mapping[str, Maker] = {
     "monarch the other way": lambda d: monarch(cube(3, 2, 4).to(d), cube(4, 3, 2, seed=1).to(d)).T,
     "kronecker of a shuffle and a train": lambda d: Kronecker(Shuffle(2, 2), train((2, 1), (1, 3), 2, d)),
     "sum of a shuffle and a diagonal": lambda d: Sum((Shuffle(2, 3), diagonal(6, d))),
+    "some columns": lambda d: RowSparse.of(gaussian(2, 4).to(d), torch.tensor([4, 1]), 6).T,
+    "rows of some columns": lambda d: Product(
+        (
+            RowSparse.of(gaussian(3, 2).to(d), torch.tensor([0, 4, 3]), 5),
+            RowSparse.of(gaussian(2, 2).to(d), torch.tensor([2, 1]), 3).T,
+        )
+    ),
     "nothing but shuffles": lambda d: Product((Shuffle(2, 6), Shuffle(3, 4), Kronecker(Shuffle(2, 2), Shuffle(1, 3)))),
     "sum of transposed codes and a kronecker of sums": lambda d: Sum(
         (

@@ -2,16 +2,22 @@
 
 from eckart.allocate.exact import Exact
 from eckart.allocate.greedy import Greedy
+from eckart.allocate.influence import Entropic
+from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
-from eckart.allocate.slots import Allocation, Allocator, Slot, smallest, total_bytes, total_cost
+from eckart.allocate.slots import Allocation, Allocator, AnySlot, BondSlot, Slot, smallest, total_bytes, total_cost
 from eckart.allocate.uniform import Uniform
 
 __all__ = [
     "Allocation",
     "Allocator",
+    "AnySlot",
+    "BondSlot",
+    "Entropic",
     "EqualMarginalLoss",
     "Exact",
     "Greedy",
+    "Level",
     "Slot",
     "Uniform",
     "smallest",

@@ -13,7 +13,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import NamedTuple
 
-from eckart.allocate.slots import Allocation, Rank, Slot, check_budget
+from eckart.allocate.slots import Allocation, AnySlot, Rank, check_budget
 
 # What rounding may do to fl(loss + multiplier · cost), relative to |loss| + multiplier · cost: three operations, and some room.
 ROUNDING = 2.0**-51
@@ -25,6 +25,7 @@ class Curve:
 
     >>> import torch
     >>> losses = torch.tensor([9.0, 4.0, 5.0, 1.0, 0.0, 0.0])
+    >>> from eckart.allocate import Slot
     >>> Curve.of("w", Slot(rows=20, columns=5, itemsize=2, losses=losses))
     Curve(costs=(50, 150, 200), losses=(4.0, 1.0, 0.0), ranks=(1, 3, None))
     """
@@ -34,7 +35,7 @@ class Curve:
     ranks: tuple[Rank, ...]
 
     @staticmethod
-    def of(name: str, slot: Slot) -> Curve:
+    def of(name: str, slot: AnySlot) -> Curve:
         """The curve of a slot; ``ValueError`` where its losses are missing, too few or not finite."""
         points: list[tuple[int, float, Rank]] = []
         known = _losses(name, slot)
@@ -46,29 +47,25 @@ class Curve:
         return Curve(costs, losses, ranks)
 
 
-def _losses(name: str, slot: Slot) -> list[float]:
+def _losses(name: str, slot: AnySlot) -> list[float]:
     if slot.max_rank == 0:
         return []
     if slot.losses is None or slot.losses.ndim != 1 or len(slot.losses) <= slot.max_rank:
         given = "none" if slot.losses is None else f"a tensor of shape {tuple(slot.losses.shape)}"
-        raise ValueError(
-            f"slot {name} ({slot.rows}, {slot.columns}) needs losses of ranks 0 to {slot.max_rank}, not {given}"
-        )
+        raise ValueError(f"slot {name} {slot.sides} needs losses of ranks 0 to {slot.max_rank}, not {given}")
     losses: list[float] = slot.losses.tolist()
     if not all(map(math.isfinite, losses[1 : slot.max_rank + 1])):
-        raise ValueError(
-            f"slot {name} ({slot.rows}, {slot.columns}) has losses that are not finite: mend its statistics"
-        )
+        raise ValueError(f"slot {name} {slot.sides} has losses that are not finite: mend its statistics")
     return losses
 
 
-def curves_within(slots: Mapping[str, Slot], budget: int) -> list[Curve]:
+def curves_within(slots: Mapping[str, AnySlot], budget: int) -> list[Curve]:
     """The curves in the order of their names; ``BudgetError`` where not even the cheapest choices fit."""
     check_budget(slots, budget)
     return [Curve.of(name, slots[name]) for name in sorted(slots)]
 
 
-def answer(slots: Mapping[str, Slot], curves: Sequence[Curve], at: Sequence[int], gap: float) -> Allocation:
+def answer(slots: Mapping[str, AnySlot], curves: Sequence[Curve], at: Sequence[int], gap: float) -> Allocation:
     """The allocation with curve i, in the order of names, at its choice ``at[i]``."""
     ranks = {name: curve.ranks[i] for name, curve, i in zip(sorted(slots), curves, at, strict=True)}
     return Allocation({name: ranks[name] for name in slots}, gap)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from eckart.allocate.curves import Curve, answer, climb, curves_within, descend, duality_gap, lead_over
 from eckart.allocate.knapsack import LARGEST_COST, solve
-from eckart.allocate.slots import Allocation, Slot
+from eckart.allocate.slots import Allocation, AnySlot
 from eckart.stats import Need
 
 UNITS = 59  # the incumbent's loss in bits
@@ -30,6 +30,7 @@ class Exact:
     Raises ``ValueError`` where the dearest choices cost 2^62 or more together.
 
     >>> import torch
+    >>> from eckart.allocate import Slot
     >>> a = Slot(rows=5, columns=10, itemsize=2, losses=torch.tensor([9.0, 3.0, 0.0, 0.0, 0.0, 0.0]))
     >>> b = Slot(rows=2, columns=20, itemsize=1, losses=torch.tensor([9.0, 2.0, 0.0]))
     >>> Exact()({"a": a, "b": b}, budget=82)  # the step that saves most a byte would lead to a loss of 3
@@ -43,7 +44,7 @@ class Exact:
         if not isinstance(self.nodes, int) or self.nodes < 0:
             raise ValueError(f"nodes {self.nodes} must be a whole number from 0 on")
 
-    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+    def __call__(self, slots: Mapping[str, AnySlot], budget: int) -> Allocation:
         """Ranks of least expected loss whose costs add up to at most ``budget``; ``BudgetError`` where none do."""
         curves = curves_within(slots, budget)
         most = sum(curve.costs[-1] for curve in curves)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eckart.allocate.curves import answer, climb, curves_within, descend, duality_gap
-from eckart.allocate.slots import Allocation, Slot
+from eckart.allocate.slots import Allocation, AnySlot
 from eckart.stats import Need
 
 
@@ -21,6 +21,7 @@ class Greedy:
 
     >>> import torch
     >>> steep, late = torch.tensor([9.0, 6.0, 4.0, 3.0, 2.0]), torch.tensor([9.0, 8.0, 8.0, 0.5, 0.0])
+    >>> from eckart.allocate import Slot
     >>> slots = {n: Slot(rows=4, columns=24, itemsize=1, losses=c) for n, c in (("a", steep), ("b", late))}
     >>> Greedy()(slots, budget=112).ranks
     {'a': 3, 'b': 1}
@@ -28,7 +29,7 @@ class Greedy:
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SENSITIVITY})
 
-    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+    def __call__(self, slots: Mapping[str, AnySlot], budget: int) -> Allocation:
         """Ranks of little expected loss whose costs add up to at most ``budget``; ``BudgetError`` where none do."""
         curves = curves_within(slots, budget)
         at = [0] * len(curves)

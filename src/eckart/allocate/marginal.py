@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eckart.allocate.curves import answer, climb, curves_within, descend, duality_gap
-from eckart.allocate.slots import Allocation, Slot
+from eckart.allocate.slots import Allocation, AnySlot
 from eckart.stats import Need
 
 
@@ -25,6 +25,7 @@ class EqualMarginalLoss:
 
     >>> import torch
     >>> steep, flat = torch.tensor([9.0, 1.0, 0.5, 0.0, 0.0]), torch.tensor([4.0, 3.5, 3.0, 2.5, 0.0])
+    >>> from eckart.allocate import Slot
     >>> slots = {n: Slot(rows=4, columns=12, itemsize=1, losses=c) for n, c in (("a", steep), ("b", flat))}
     >>> EqualMarginalLoss()(slots, budget=48).ranks
     {'a': 2, 'b': 1}
@@ -32,7 +33,7 @@ class EqualMarginalLoss:
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.SENSITIVITY})
 
-    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+    def __call__(self, slots: Mapping[str, AnySlot], budget: int) -> Allocation:
         """Ranks of little expected loss whose costs add up to at most ``budget``; ``BudgetError`` where none do."""
         curves = curves_within(slots, budget)
         reached = descend(curves, budget)

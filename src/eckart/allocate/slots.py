@@ -40,6 +40,11 @@ class Slot:
             raise ValueError(f"price {self.price} must be a whole number from 0 on: count the budget in a smaller unit")
 
     @property
+    def sides(self) -> str:
+        """What is said of its size where something is wrong with it."""
+        return f"({self.rows}, {self.columns})"
+
+    @property
     def dense_bytes(self) -> int:
         """Bytes of the matrix entry by entry."""
         return self.rows * self.columns * self.itemsize
@@ -63,6 +68,57 @@ class Slot:
         return self.price * self.stored(rank)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BondSlot:
+    """A bond of ``size`` units that may be made narrower: ``unit_bytes`` for each that is kept, in all the maps that meet there.
+
+    Its rank is the number of units, ``None`` all of them. ``losses`` (size + 1,) and ``price`` are those of ``Slot``. ``importance`` is
+    that of the ``block`` that it lies in, for allocators that go by it.
+
+    >>> slot = BondSlot(size=4, unit_bytes=10)
+    >>> slot.dense_bytes, slot.max_rank, slot.cost(3), slot.cost(None)
+    (40, 3, 30, 40)
+    """
+
+    size: int
+    unit_bytes: int
+    losses: Tensor | None = None
+    price: int = 1
+    block: int | None = None
+    importance: float | None = None
+
+    @property
+    def sides(self) -> str:
+        """What is said of its size where something is wrong with it."""
+        return f"of {self.size} units"
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes with all units."""
+        return self.size * self.unit_bytes
+
+    @property
+    def rank_bytes(self) -> int:
+        """Bytes of one unit."""
+        return self.unit_bytes
+
+    @property
+    def max_rank(self) -> int:
+        """One unit less than all."""
+        return self.size - 1
+
+    def stored(self, rank: Rank) -> int:
+        """Bytes with so many units; ``None`` is all of them."""
+        return self.dense_bytes if rank is None else rank * self.unit_bytes
+
+    def cost(self, rank: Rank) -> int:
+        """``price`` times ``stored``."""
+        return self.price * self.stored(rank)
+
+
+AnySlot = Slot | BondSlot
+
+
 @dataclass(frozen=True)
 class Allocation:
     """A rank for every matrix. ``gap`` bounds what the expected loss exceeds the best possible allocation's by (``None``: unknown)."""
@@ -78,7 +134,7 @@ class Allocator(Protocol):
     def needs(self) -> frozenset[Need]:
         """What the slots must bring."""
 
-    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+    def __call__(self, slots: Mapping[str, AnySlot], budget: int) -> Allocation:
         """Ranks whose costs add up to at most ``budget``; raises ``BudgetError`` where none do."""
 
 
@@ -90,17 +146,17 @@ class BudgetError(ValueError):
         self.smallest = least
 
 
-def total_bytes(slots: Mapping[str, Slot], ranks: Mapping[str, Rank]) -> int:
+def total_bytes(slots: Mapping[str, AnySlot], ranks: Mapping[str, Rank]) -> int:
     """Bytes of all matrices at these ranks, whatever their price."""
     return sum(slot.stored(ranks[name]) for name, slot in slots.items())
 
 
-def total_cost(slots: Mapping[str, Slot], ranks: Mapping[str, Rank]) -> int:
+def total_cost(slots: Mapping[str, AnySlot], ranks: Mapping[str, Rank]) -> int:
     """What all matrices at these ranks count against the budget."""
     return sum(slot.cost(ranks[name]) for name, slot in slots.items())
 
 
-def smallest(slots: Mapping[str, Slot]) -> dict[str, Rank]:
+def smallest(slots: Mapping[str, AnySlot]) -> dict[str, Rank]:
     """The choice of fewest bytes: rank 1, or dense where even that saves nothing.
 
     >>> smallest({"a": Slot(rows=4, columns=6, itemsize=2), "bias-like": Slot(rows=1, columns=6, itemsize=2)})
@@ -109,7 +165,7 @@ def smallest(slots: Mapping[str, Slot]) -> dict[str, Rank]:
     return {name: 1 if slot.max_rank else None for name, slot in slots.items()}
 
 
-def spend_rest(slots: Mapping[str, Slot], ranks: dict[str, Rank], budget: int, order: list[str]) -> dict[str, Rank]:
+def spend_rest(slots: Mapping[str, AnySlot], ranks: dict[str, Rank], budget: int, order: list[str]) -> dict[str, Rank]:
     """Add single ranks, going round ``order`` again and again, until not one more fits into ``budget``."""
     left = budget - total_cost(slots, ranks)
     grew = True
@@ -128,7 +184,7 @@ def spend_rest(slots: Mapping[str, Slot], ranks: dict[str, Rank], budget: int, o
     return ranks
 
 
-def check_budget(slots: Mapping[str, Slot], budget: int) -> None:
+def check_budget(slots: Mapping[str, AnySlot], budget: int) -> None:
     """Raise ``BudgetError`` if not even the smallest choice fits."""
     least = total_cost(slots, smallest(slots))
     if least > budget:

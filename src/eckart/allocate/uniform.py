@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eckart.allocate.slots import Allocation, Rank, Slot, check_budget, spend_rest, total_cost
+from eckart.allocate.slots import Allocation, AnySlot, Rank, check_budget, spend_rest, total_cost
 from eckart.stats import Need
 
 
@@ -16,6 +16,7 @@ class Uniform:
 
     What rounding down left over then buys single ranks, where the next one was nearest first, until no other fits.
 
+    >>> from eckart.allocate import Slot
     >>> slots = {"a": Slot(rows=8, columns=8, itemsize=4), "b": Slot(rows=8, columns=24, itemsize=4)}
     >>> Uniform()(slots, budget=512).ranks
     {'a': 2, 'b': 3}
@@ -23,7 +24,7 @@ class Uniform:
 
     needs: ClassVar[frozenset[Need]] = frozenset()
 
-    def __call__(self, slots: Mapping[str, Slot], budget: int) -> Allocation:
+    def __call__(self, slots: Mapping[str, AnySlot], budget: int) -> Allocation:
         """Ranks of equal share whose costs add up to at most ``budget``; ``BudgetError`` where none do."""
         check_budget(slots, budget)
         low, high = 0.0, 1.0
@@ -38,7 +39,7 @@ class Uniform:
         return Allocation(spend_rest(slots, ranks, budget, nearest))
 
 
-def _at_share(slots: Mapping[str, Slot], share: float) -> dict[str, Rank]:
+def _at_share(slots: Mapping[str, AnySlot], share: float) -> dict[str, Rank]:
     ranks: dict[str, Rank] = {}
     for name, slot in slots.items():
         rank = int(share * slot.dense_bytes / slot.rank_bytes)
@@ -46,5 +47,5 @@ def _at_share(slots: Mapping[str, Slot], share: float) -> dict[str, Rank]:
     return ranks
 
 
-def _share_of_next(slot: Slot, rank: Rank) -> float:
+def _share_of_next(slot: AnySlot, rank: Rank) -> float:
     return 1.0 if rank is None else (rank + 1) * slot.rank_bytes / slot.dense_bytes

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from eckart.bonds.gauge import Tensors, check_folded
 from eckart.bonds.graph import Bond, BondGraph, End
-from eckart.bonds.symmetry import TOLERANCE, Invertible, Orthogonal, Permutation
+from eckart.bonds.symmetry import TOLERANCE, Invertible, Orthogonal, Pairs, Permutation
 from eckart.errors import EckartError
 
 
@@ -27,6 +27,7 @@ class Projection:
 
     down: Tensor  # (k', k)
     up: Tensor  # (k, k')
+    kept: Tensor | None = None  # (k',), where ``down`` picks entries
 
     def __post_init__(self) -> None:
         if self.down.ndim != 2 or self.down.shape[::-1] != self.up.shape or len(self.down) > self.down.shape[1]:
@@ -50,7 +51,7 @@ class Projection:
         if kept.ndim != 1 or len(kept.unique()) != len(kept) or not bool(((kept >= 0) & (kept < size)).all()):
             raise ValueError(f"entries to keep are different ones from 0 to {size - 1}")
         down = torch.eye(size, dtype=torch.float64)[kept]
-        return cls(down, down.T)
+        return cls(down, down.T, kept)
 
     @classmethod
     def refitted(cls, moment: Tensor, kept: Tensor) -> Projection:
@@ -70,7 +71,7 @@ class Projection:
         lengths = torch.where(lengths > 0, lengths, torch.ones_like(lengths))
         unit = core / lengths / lengths[:, None]
         inverse = torch.linalg.pinv(unit, rtol=len(kept) * torch.finfo(torch.float64).eps, hermitian=True)
-        return cls(plain.down, (wide[:, kept] / lengths) @ inverse / lengths)
+        return cls(plain.down, (wide[:, kept] / lengths) @ inverse / lengths, kept)
 
     @classmethod
     def onto(cls, basis: Tensor) -> Projection:
@@ -84,6 +85,9 @@ def narrow(graph: BondGraph, projections: Mapping[str, Projection], tensors: Ten
     Several bonds that share an axis (the heads of a block) are narrowed together; what is left of it moves together. Results have
     the dtype of the tensors. A stream of d channels that root-mean-square norms read is projected orthogonally: they measure its d'
     channels as before with a scale of ``sqrt(d / d')``, which they get here, and with ``narrowed_eps``, which the config must say.
+
+    Of keys under rotary positions whole pairs may be left out; what is left keeps its frequencies, which no stock configuration says: such
+    maps are to be put back in their places (``places``).
 
     Raises ``EckartError`` for a bond that there is not, that is of another size, or where such a projection would not go past what
     works there: bonds between linear maps take any, those behind a nonlinearity selections, a stream orthogonal ones once its
@@ -105,6 +109,30 @@ def narrow(graph: BondGraph, projections: Mapping[str, Projection], tensors: Ten
     return changed
 
 
+def places(graph: BondGraph, projections: Mapping[str, Projection], tensor: str, axis: int, length: int) -> Tensor:
+    """Where the entries of a narrowed axis stand among those that it had: what was picked at its own place, other directions first in
+    their part of the axis. With zeros everywhere else the tensor has its old shape and the network computes the same.
+
+    >>> from eckart.bonds import Bond, End, Invertible
+    >>> bond = Bond("values", 3, Invertible(), (End("v", 0, 2, 5, reads=False),))
+    >>> graph = BondGraph("example", {"values": bond}, {}, {})
+    >>> places(graph, {"values": Projection.selection(3, torch.tensor([0, 2]))}, "v", 0, 6).tolist()
+    [0, 1, 2, 4, 5]
+    """
+    ends = [
+        (end, projection)
+        for name, projection in projections.items()
+        for end in graph.bond(name).ends
+        if (end.tensor, end.axis) == (tensor, axis)
+    ]
+    found, at = [], 0
+    for end, projection in sorted(ends, key=lambda item: item[0].start):
+        kept = torch.arange(projection.rank) if projection.kept is None else projection.kept
+        found += [torch.arange(at, end.start), end.start + kept]
+        at = end.stop
+    return torch.cat([*found, torch.arange(at, length)])
+
+
 def narrowed_eps(eps: float, projection: Projection) -> float:
     """What a norm of the narrowed stream adds to the mean square, so that it divides as before: ``eps d / d'``.
 
@@ -118,11 +146,17 @@ def _narrowed(tensor: Tensor, axis: int, ends: list[tuple[End, Projection]]) -> 
     """A tensor with parts of an axis projected, the others as they are, in the same order."""
     wide, found, at = tensor.to(torch.float64).movedim(axis, 0), [], 0
     for end, projection in sorted(ends, key=lambda item: item[0].start):
-        matrix = projection.up.T if end.reads else projection.down
-        part = wide[end.start : end.stop]
-        found += [wide[at : end.start], torch.tensordot(matrix.to(torch.float64), part, 1)]
+        found += [wide[at : end.start], _crossed(wide[end.start : end.stop], end, projection)]
         at = end.stop
     return torch.cat([*found, wide[at:]]).movedim(0, axis).to(tensor.dtype).contiguous()
+
+
+def _crossed(part: Tensor, end: End, projection: Projection) -> Tensor:
+    """The entries of a tensor that an end takes hold of, on the narrow bond."""
+    if projection.kept is not None and (not end.reads or torch.equal(projection.up, projection.down.T)):
+        return part[projection.kept]
+    matrix = projection.up.T if end.reads else projection.down
+    return torch.tensordot(matrix.to(torch.float64), part, 1)
 
 
 def _check(bond: Bond, projection: Projection) -> None:
@@ -143,6 +177,12 @@ def _check(bond: Bond, projection: Projection) -> None:
                 f"the bond {bond.name} is read through norms, which measure its length: project it orthogonally"
             )
         return
+    if isinstance(bond.symmetry, Pairs):
+        if not _keeps_pairs(bond.symmetry, projection):
+            raise EckartError(
+                f"the bond {bond.name} is turned by positions, pair by pair: select whole pairs, and do not refit them"
+            )
+        return
     if not isinstance(bond.symmetry, Permutation):
         raise EckartError(
             f"the bond {bond.name} is not narrowed by projections of what crosses it; its symmetry is {bond.symmetry}"
@@ -152,3 +192,13 @@ def _check(bond: Bond, projection: Projection) -> None:
         raise EckartError(
             f"the bond {bond.name} lies behind a nonlinearity, which acts on each unit by itself: select units"
         )
+
+
+def _keeps_pairs(symmetry: Pairs, projection: Projection) -> bool:
+    """Whether rotary entries are kept as they are, both of a pair or none."""
+    if projection.kept is None or not torch.equal(projection.up, projection.down.T):
+        return False
+    there = torch.zeros(projection.size, dtype=torch.bool)
+    there[projection.kept] = True
+    half = symmetry.rotary // 2
+    return torch.equal(there[:half], there[half : 2 * half])

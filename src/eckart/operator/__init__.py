@@ -5,6 +5,7 @@ from eckart.operator.codes import Codes
 from eckart.operator.matrices import Dense, Factors
 from eckart.operator.panels import Panelled, device_of, in_dtype, rows
 from eckart.operator.protocol import Operator, TransposeProduct
+from eckart.operator.row_sparse import RowSparse
 from eckart.operator.sparse import Sparse
 from eckart.operator.storage import KINDS, PLAIN, Blueprint, Record, describe, kind_of, nbytes, rebuild
 from eckart.operator.structured import BlockDiagonal, Diagonal, Kronecker, Shuffle, monarch
@@ -24,6 +25,7 @@ __all__ = [
     "Panelled",
     "Product",
     "Record",
+    "RowSparse",
     "Shuffle",
     "Sparse",
     "Sum",

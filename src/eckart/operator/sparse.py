@@ -80,7 +80,7 @@ class Sparse:
             )
         offsets = F.pad(mask.sum(1).cumsum(0), (1, 0))
         columns = mask.nonzero()[:, 1]
-        return cls(matrix[mask], _narrow(columns, matrix.shape[1]), _narrow(offsets, len(columns)), matrix.shape[1])
+        return cls(matrix[mask], narrowest(columns, matrix.shape[1]), narrowest(offsets, len(columns)), matrix.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -138,5 +138,10 @@ def _times(values: Tensor, columns: Tensor, offsets: Tensor, x: Tensor) -> Tenso
     return product[:, 0] if x.ndim == 1 else product
 
 
-def _narrow(indices: Tensor, largest: int) -> Tensor:
+def narrowest(indices: Tensor, largest: int) -> Tensor:
+    """Indices up to ``largest`` in the narrowest dtype that holds them.
+
+    >>> narrowest(torch.tensor([3]), 40000).dtype
+    torch.int32
+    """
     return indices.to(next(dtype for dtype in INDICES if largest <= torch.iinfo(dtype).max))

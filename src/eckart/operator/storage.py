@@ -13,6 +13,7 @@ from eckart.operator.codes import Codes
 from eckart.operator.fields import Role, prefix, roles, tensor_name
 from eckart.operator.matrices import Dense, Factors
 from eckart.operator.protocol import Operator
+from eckart.operator.row_sparse import RowSparse
 from eckart.operator.sparse import Sparse
 from eckart.operator.structured import BlockDiagonal, Diagonal, Kronecker, Shuffle
 from eckart.operator.train import TensorTrain
@@ -26,6 +27,7 @@ _CLASSES: Mapping[str, type] = {
     "shuffle": Shuffle,
     "tensor_train": TensorTrain,
     "sparse": Sparse,
+    "row_sparse": RowSparse,
     "codes": Codes,
     "sum": Sum,
     "product": Product,

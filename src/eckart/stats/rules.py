@@ -17,6 +17,7 @@ class Need(Enum):
     ACTIVATIONS = auto()  # magnitudes of the inputs
     GRAM = auto()  # second moments of the inputs
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
+    INFLUENCE = auto()  # how much each block turns the stream
 
 
 class MetricRule(Protocol):

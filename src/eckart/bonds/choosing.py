@@ -1,0 +1,149 @@
+"""What crosses a bond that is made narrower: the ways to decide it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eckart.bonds.crossing import Crossing
+from eckart.bonds.projection import Projection
+from eckart.bonds.scores import Score
+from eckart.stats import Need
+
+SHIFT = 1e-10  # of the mean energy of a unit
+TINY = 1e-200  # keeps the moment of a bond that nothing crosses positive
+
+
+class Chosen(Protocol):
+    """The analysis of one bond, from which a projection onto any number of its units can be taken."""
+
+    def projection(self, kept: int) -> Projection:
+        """What ``kept`` units, or as many directions, let through."""
+
+    def curve(self) -> Tensor:
+        """Mean squared error of what is read with 0, 1, ... units kept (u + 1,), float64."""
+
+
+class Choice(Protocol):
+    """Decides what crosses a bond."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What a crossing must bring."""
+
+    def prepare(self, crossing: Crossing) -> Chosen:
+        """Analyse a bond."""
+
+
+@dataclass(frozen=True)
+class Select:
+    """The units of the highest scores, as they are; with ``refit`` the readers are refitted by least squares to make up for the others.
+
+    The share ``spared`` of all units, those of the lowest scores, is kept before any other. Ties go to the lower index.
+
+    >>> from eckart.bonds.scores import SecondMoment
+    >>> moment = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 3.0]])
+    >>> chosen = Select(SecondMoment(), refit=True).prepare(Crossing((), torch.eye(3), moment))
+    >>> chosen.projection(2).kept.tolist(), chosen.curve().round(decimals=6).tolist()
+    ([1, 2], [8.0, 3.0, 0.0, 0.0])
+
+    Raises ``ValueError`` for a share that is not from 0 to below 1.
+    """
+
+    score: Score
+    refit: bool = False
+    spared: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.spared) and 0 <= self.spared < 1):
+            raise ValueError(f"spared {self.spared:g} must be from 0 to below 1")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the score needs, and second moments for a refit."""
+        return self.score.needs | (frozenset({Need.GRAM}) if self.refit else frozenset())
+
+    def prepare(self, crossing: Crossing) -> Chosen:
+        """Sort the units."""
+        order = self.score(crossing).argsort(descending=True, stable=True)
+        least = len(order) - int(self.spared * len(order))
+        return _Selected(crossing, torch.cat([order[least:], order[:least]]), self.refit)
+
+
+@dataclass(frozen=True)
+class _Selected:
+    crossing: Crossing
+    order: Tensor  # units, those first that stay longest
+    refit: bool
+
+    def projection(self, kept: int) -> Projection:
+        directions = self.crossing.units[self.order[:kept].sort().values].flatten().sort().values
+        if self.refit:
+            return Projection.refitted(self.crossing.seen, directions)
+        return Projection.selection(self.crossing.size, directions)
+
+    def curve(self) -> Tensor:
+        units, width = self.crossing.units, self.crossing.units.shape[1]
+        along = units[self.order].flatten()
+        if self.refit:
+            # C = L L^T in the order of the choice: what k units leave is in the columns of L behind k. A little is added to C, so that
+            # units that others give already make no pivot of rounding.
+            moment = self.crossing.seen[along][:, along]
+            moment.diagonal().add_(SHIFT * float(moment.diagonal().mean()) + TINY)
+            parts = (self.crossing.wide[:, along] @ torch.linalg.cholesky(moment)).square().sum(0)
+        else:
+            joint = (self.crossing.seen * self.crossing.weight)[along][:, along]
+            parts = 2 * joint.triu(1).sum(1) + joint.diagonal()  # with everything that goes later
+        steps = parts.reshape(-1, width).sum(1)
+        return F.pad(steps.flip(0).cumsum(0).flip(0), (0, 1)).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The subspace that carries most of what is read: the leading left singular vectors of ``W R``, W being the readers and ``R R^T`` the
+    second moment of what crosses. Where the bond itself is what is read (a stream) it is that of its principal components.
+
+    With ``W R = U S V^T`` and r directions the readers give ``U_r U_r^T W x`` instead of ``W x``: no r directions do better.
+
+    >>> moment = torch.diag(torch.tensor([1.0, 9.0, 4.0]))
+    >>> chosen = Principal().prepare(Crossing((), torch.eye(3), moment))
+    >>> chosen.curve().round(decimals=6).tolist()
+    [14.0, 5.0, 1.0, 0.0]
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Second moments."""
+        return frozenset({Need.GRAM})
+
+    def prepare(self, crossing: Crossing) -> Chosen:
+        """Decompose what is read."""
+        return _Subspace(crossing)
+
+
+@dataclass(frozen=True)
+class _Subspace:
+    crossing: Crossing
+
+    @cached_property
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
+        u, s, _ = torch.linalg.svd(self.crossing.wide @ self.crossing.root, full_matrices=False)
+        return u, s
+
+    def projection(self, kept: int) -> Projection:
+        u = self._decomposed[0][:, :kept]
+        # Directions in which nothing is read are nobody's: the least solution leaves them out.
+        up = torch.linalg.lstsq(self.crossing.wide, u, driver="gelsd").solution
+        q, r = torch.linalg.qr((u.T @ self.crossing.wide).T)
+        return Projection(q.T, up @ r.T)
+
+    def curve(self) -> Tensor:
+        energies = self._decomposed[1].square()
+        tails = F.pad(energies.flip(0).cumsum(0).flip(0), (0, 1))
+        return F.pad(tails, (0, self.crossing.size + 1 - len(tails)))
