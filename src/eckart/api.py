@@ -9,10 +9,11 @@ from typing import TypedDict, Unpack
 
 from eckart.allocate import Allocator
 from eckart.bundled import CALIBRATION
+from eckart.errors import EckartError
 from eckart.model import engine
 from eckart.model import verify as verification
 from eckart.model.certificate import NAME, Certificate
-from eckart.model.compression import Compress
+from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.engine import Compressed, Planned
 from eckart.model.progress import Progress, quiet
 from eckart.model.run import Request
@@ -28,7 +29,7 @@ class Options(TypedDict, total=False):
 
     ``keep``: the share of the targeted linear maps' bytes that may remain, 0 < keep <= 1.
     ``size``: the bytes that all safetensors files together may take.
-    ``recipe``: a key of ``eckart.RECIPES``, the path of a TOML file, or a composed ``Compress``; by default ``svd-llm``.
+    ``recipe``: a key of ``eckart.RECIPES``, the path of a TOML file, or a composed ``Compress`` or ``Narrow``; by default ``svd-llm``.
     ``ranks``: another allocator than the recipe's.
     ``only``: patterns of module names to compress instead of all maps inside blocks.
     ``exclude``: patterns of module names to leave alone.
@@ -42,7 +43,7 @@ class Options(TypedDict, total=False):
 
     keep: float | None
     size: int | None
-    recipe: str | Path | Compress
+    recipe: str | Path | AnyRecipe
     ranks: Allocator | None
     only: Sequence[str]
     exclude: Sequence[str]
@@ -87,7 +88,7 @@ def plan(
     return engine.plan(model, out, recipe, request, restart=restart, progress=progress)
 
 
-def _read(options: Options) -> tuple[Compress, Request]:
+def _read(options: Options) -> tuple[AnyRecipe, Request]:
     """The recipe and the request that options ask for."""
     unknown = sorted(set(options) - Options.__annotations__.keys())
     if unknown:
@@ -109,14 +110,17 @@ def _read(options: Options) -> tuple[Compress, Request]:
     return _resolved(recipe, ranks), request
 
 
-def _resolved(recipe: str | Path | Compress, ranks: Allocator | None) -> Compress:
-    if isinstance(recipe, Compress):
-        found = recipe
+def _resolved(recipe: str | Path | AnyRecipe, ranks: Allocator | None) -> AnyRecipe:
+    if isinstance(recipe, Compress | Narrow):
+        found: AnyRecipe = recipe
     elif isinstance(recipe, Path) or recipe.endswith(".toml"):
         found = read_recipe(Path(recipe))
     else:
         found = find_recipe(recipe).make()
-    return found if ranks is None else replace(found, allocate=ranks)
+    try:
+        return found if ranks is None else replace(found, allocate=ranks)
+    except ValueError as error:
+        raise EckartError(f"these ranks do not go with this recipe: {error}") from error
 
 
 def verify(

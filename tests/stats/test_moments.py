@@ -142,7 +142,13 @@ def test_the_activation_scale_is_a_power_of_the_mean_magnitude(power: float) -> 
 def test_the_floor_is_relative_to_the_largest_scale() -> None:
     moments = moments_of(torch.tensor([[100.0, 0.0, 1.0]]), gram=False)
     for unit in (1.0, 1e-6):
-        scaled = Moments(count=1, magnitude=moments.magnitude * unit, square=moments.square * unit**2, gram=None)
+        scaled = Moments(
+            count=1,
+            total=moments.total * unit,
+            magnitude=moments.magnitude * unit,
+            square=moments.square * unit**2,
+            gram=None,
+        )
         right = ActivationScale(power=1.0, floor=0.01)(scaled).right
         assert right.tolist() == pytest.approx([101 * unit, 1 * unit, 2 * unit])
 

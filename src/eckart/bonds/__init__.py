@@ -4,7 +4,7 @@ from eckart.bonds.assembly import assembled, inner_bonds
 from eckart.bonds.declaration import Declaration, Entry, declarations, declared
 from eckart.bonds.gauge import change_basis, fold_centring, fold_norm, unfold_norm
 from eckart.bonds.graph import Bond, BondGraph, End, Map, Norm
-from eckart.bonds.projection import Projection, narrow, narrowed_eps
+from eckart.bonds.projection import Projection, narrow, narrowed_eps, places
 from eckart.bonds.symmetry import (
     Change,
     Diagonal,
@@ -48,5 +48,6 @@ __all__ = [
     "inner_bonds",
     "narrow",
     "narrowed_eps",
+    "places",
     "unfold_norm",
 ]

@@ -67,7 +67,8 @@ def assembled(declaration: Declaration, config: Mapping[str, Any], shapes: Shape
     for norm in own_norms.values():
         bonds |= _channels(norm, [maps[reader][0] for reader in norm.readers])
     ties = {p.name: str(p.entry.tied_to) for p in places if p.tied}
-    return BondGraph(declaration.name, bonds, {n: m for n, (m, _) in maps.items()}, own_norms, blocks, ties)
+    own_maps = {n: m for n, (m, _) in maps.items()}
+    return BondGraph(declaration.name, bonds, own_maps, own_norms, blocks, ties, declaration.sizes)
 
 
 def inner_bonds(architecture: str, shapes: Shapes) -> BondGraph:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -34,7 +34,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Declaration:
-    """One architecture: its entries outside of the blocks and within each, and what its config says of attention and nonlinearity."""
+    """One architecture: its entries outside of the blocks and within each, and what its config says of attention and nonlinearity.
+
+    ``sizes`` names the entries of the config by which a size may be changed and nothing else.
+    """
 
     name: str
     model_types: tuple[str, ...]
@@ -47,6 +50,7 @@ class Declaration:
     rotary: bool = False
     activation: str | None = None
     stored_less: float = 0.0
+    sizes: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     requires: Mapping[str, Any] | None = None
     prefix: str = ""  # what names begin with, unless a model was saved without its head
@@ -113,6 +117,7 @@ def _read(name: str, table: Mapping[str, Any]) -> Declaration:
         rotary=attention.get("rotary", False),
         activation=table.get("activation"),
         stored_less=table.get("stored_less", 0.0),
+        sizes=table.get("sizes", {}),
         ignored=tuple(table.get("ignored", ())),
         requires=table.get("requires"),
         prefix=table["prefix"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import TypeVar
@@ -107,7 +107,8 @@ class Norm:
 class BondGraph:
     """The bonds of a model, the maps that meet there, and its norms, each by name in the order of the model.
 
-    ``ties`` maps each map whose weight is also another one's to that other.
+    ``ties`` maps each map whose weight is also another one's to that other, ``sizes`` each size that a config can change by itself to
+    its entry there: ``hidden``, ``blocks``, ``residual``, and with it ``head`` and ``eps``.
     """
 
     architecture: str
@@ -116,6 +117,7 @@ class BondGraph:
     norms: Mapping[str, Norm]
     blocks: tuple[str, ...] = ()
     ties: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, str] = field(default_factory=dict)
 
     def bond(self, name: str) -> Bond:
         """The bond of this name. Raises ``EckartError`` with the nearest one if there is none."""
@@ -132,6 +134,17 @@ class BondGraph:
         for name, entry in self.maps.items():
             found.setdefault(entry.weight, []).append(name)
         return {tensor: tuple(names) for tensor, names in found.items()}
+
+    def within(self, tensors: Collection[str]) -> BondGraph:
+        """What of the graph lies in these tensors: their ends, maps and norms, and the bonds that have any end left."""
+        bonds = {}
+        norms = {name: norm for name, norm in self.norms.items() if norm.weight in tensors}
+        for name, bond in self.bonds.items():
+            ends = tuple(end for end in bond.ends if end.tensor in tensors)
+            if ends:
+                bonds[name] = replace(bond, ends=ends, norms=tuple(norm for norm in bond.norms if norm in norms))
+        maps = {name: entry for name, entry in self.maps.items() if entry.weight in tensors}
+        return replace(self, bonds=bonds, maps=maps, norms=norms)
 
     def to_json(self) -> dict[str, object]:
         """As a table."""

@@ -42,6 +42,39 @@ class MatrixRecord:
         }
 
 
+@dataclass(frozen=True)
+class BondRecord:
+    """A bond that was made narrower: its size, what is left of it, ``kept`` entries where they were picked, the error of what is read."""
+
+    name: str
+    size: int
+    rank: int
+    kept: tuple[int, ...] | None
+    bound: Bound | None
+
+    def to_json(self) -> dict[str, object]:
+        """The entry in ``eckart.json``."""
+        return {
+            "name": self.name,
+            "size": self.size,
+            "rank": self.rank,
+            "kept": None if self.kept is None else list(self.kept),
+            "bound": None if self.bound is None else self.bound.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, object]) -> BondRecord:
+        """Read back what ``to_json`` wrote; ``KeyError``, ``TypeError`` or ``ValueError`` if it is something else."""
+        name, size, rank, kept, bound = (entry[key] for key in ("name", "size", "rank", "kept", "bound"))
+        picked = kept is None or (isinstance(kept, list) and all(type(place) is int for place in kept))
+        if not (isinstance(name, str) and type(size) is int and type(rank) is int and 0 < rank <= size and picked):
+            raise TypeError(f"no bond with its size and what is left of it: {str(entry)[:40]!r}")
+        if bound is not None and not isinstance(bound, dict):
+            raise TypeError(f"{name}: no bound of an error")
+        entries = tuple(kept) if isinstance(kept, list) else None
+        return cls(name, size, rank, entries, None if bound is None else Bound.from_json(bound))
+
+
 def record(target: Target, rank: int | None, bounds: Sequence[Bound]) -> MatrixRecord:
     """The record of a target at a rank."""
     operator = "dense" if rank is None else "factors"
@@ -68,6 +101,8 @@ class Certificate:
     """
 
     matrices: tuple[MatrixRecord, ...]
+    bonds: tuple[BondRecord, ...]
+    dropped: tuple[str, ...]
     untouched: tuple[Untouched, ...]
     tensors: Mapping[str, str]
     source: Mapping[str, str]
@@ -106,6 +141,8 @@ class Certificate:
         calibration = table["calibration"]
         return cls(
             matrices=tuple(_matrix(entry) for entry in _list(table["matrices"])),
+            bonds=tuple(_bond(_table(entry)) for entry in _list(table.get("bonds", []))),
+            dropped=tuple(_text(entry) for entry in _list(table.get("dropped", []))),
             untouched=tuple(_untouched(_table(entry)) for entry in _list(table["untouched"])),
             tensors=_mapping(table["tensors"], _text),
             source=_mapping(table["source"], _text),
@@ -140,6 +177,13 @@ def _matrix(entry: object) -> MatrixRecord:
         raise ValueError(f"{name}: {error.args[0]!r} is missing") from error
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _bond(fields: Mapping[str, object]) -> BondRecord:
+    try:
+        return BondRecord.from_json(fields)
+    except KeyError as error:
+        raise ValueError(f"a bond lacks {error.args[0]!r}") from error
 
 
 def _untouched(fields: Mapping[str, object]) -> Untouched:

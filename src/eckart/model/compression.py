@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 
-from eckart.allocate import Allocator, Uniform
+from eckart.allocate import Allocator, Level, Uniform
 from eckart.approx import Approximator
+from eckart.bonds.choosing import Choice
+from eckart.bonds.depth import Depth
 from eckart.stats import MetricRule, Need
 
 
@@ -53,10 +55,73 @@ class Compress:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Narrow:
+    """A post-training compression of what crosses bonds: fewer hidden units, fewer directions of values, keys or the stream, fewer blocks.
+
+    Each bond has a ``Choice`` or stays. What a stock configuration can say is written as one; values and keys that are narrower within
+    their heads are put back in their places by row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go;
+    the rest goes from the bonds.
+
+    Raises ``ValueError`` where nothing is chosen, or a stream together with others, which it changes.
+    """
+
+    paper: Paper
+    stream: Choice | None = None
+    hidden: Choice | None = None
+    values: Choice | None = None
+    keys: Choice | None = None
+    depth: Depth | None = None
+    share: float = 1.0
+    allocate: Allocator = Level()
+    statistics: Statistics = Statistics.ORIGINAL
+
+    def __post_init__(self) -> None:
+        chosen = [*self.inside.values(), *([self.stream] if self.stream else [])]
+        if not chosen and self.depth is None:
+            raise ValueError("a recipe of bonds chooses what crosses at least one, or leaves out blocks")
+        if self.stream is not None and (self.inside or self.depth is not None):
+            raise ValueError("a narrower stream changes every other bond: narrow it by itself")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
+        if Need.SENSITIVITY in self.allocate.needs:
+            raise ValueError("how the loss answers to narrower bonds is not measured: allocate by another rule")
+
+    @property
+    def inside(self) -> Mapping[str, Choice]:
+        """What is chosen for the bonds inside of blocks."""
+        kinds = {"hidden": self.hidden, "values": self.values, "keys": self.keys}
+        return {kind: choice for kind, choice in kinds.items() if choice is not None}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What its parts need together; empty where no text is wanted."""
+        found = self.allocate.needs
+        for part in (self.stream, *self.inside.values(), self.depth):
+            found |= part.needs if part is not None else frozenset()
+        return found | (frozenset({Need.ACTIVATIONS}) if self.statistics is Statistics.COMPRESSED else frozenset())
+
+    def describe(self) -> dict[str, object]:
+        """The parts and their settings as a table, as a TOML recipe would write them."""
+        chosen = {"stream": self.stream, **self.inside, "depth": self.depth}
+        return {
+            **{role: describe(part) for role, part in chosen.items() if part is not None},
+            **({"share": self.share} if self.depth is not None else {}),
+            "allocate": describe(self.allocate),
+            "statistics": self.statistics.value,
+        }
+
+
+AnyRecipe = Compress | Narrow
+
+
 def describe(part: object) -> Mapping[str, object]:
     """A part's kind and fields.
 
     >>> describe(Uniform())
     {'part': 'Uniform'}
     """
-    return {"part": type(part).__name__} | {f.name: getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]
+    values = {f.name: getattr(part, f.name) for f in fields(part)}  # type: ignore[arg-type]
+    return {"part": type(part).__name__} | {
+        name: describe(value) if is_dataclass(value) else value for name, value in values.items()
+    }

@@ -14,18 +14,21 @@ from eckart.allocate import Allocation, Allocator, Slot, Uniform, smallest, tota
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.errors import EckartError
 from eckart.model import certificate
-from eckart.model.certificate import Certificate, MatrixRecord
+from eckart.model.bonded import narrowed
+from eckart.model.certificate import BondRecord, Certificate, MatrixRecord
 from eckart.model.checkpoint import Checkpoint, resolve
-from eckart.model.compression import Compress
+from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.files import human_bytes, sha256_of
 from eckart.model.fitting import Fitted, fit_all
 from eckart.model.journal import Journal
-from eckart.model.layout import output_bytes
+from eckart.model.layout import bytes_of, layout, modules_entry, output_bytes
 from eckart.model.output import (
+    Outcome,
     check_free,
     is_in_place,
     may_be_done,
     put_in_place,
+    with_modules,
     work_folder,
     write_rest,
     write_weights,
@@ -54,6 +57,8 @@ class Compressed:
 
     folder: Path
     matrices: tuple[MatrixRecord, ...]
+    bonds: tuple[BondRecord, ...]
+    dropped: tuple[str, ...]
     untouched: tuple[Untouched, ...]
     target_bytes: tuple[int, int]  # before, after
     file_bytes: tuple[int, int]
@@ -90,7 +95,7 @@ class PlannedMatrix:
 def compress(
     model: str | Path,
     out: str | Path,
-    recipe: Compress,
+    recipe: AnyRecipe,
     request: Request,
     *,
     restart: bool = False,
@@ -112,13 +117,9 @@ def compress(
         if is_in_place(run.journal, out, certificate.NAME):
             return _read_result(out)
         check_free(out)
-        candidates, gap, losses = _choose_ranks(run)
-        fitted = fit_all(run, candidates)
-        chosen = _better(fitted)
-        losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}
-        hashes = write_weights(run, chosen)
-        table = _certificate(run, chosen, losses, gap, hashes)
-        write_rest(run, chosen, table)
+        made = narrowed(run, recipe) if isinstance(recipe, Narrow) else _factored(run)
+        hashes = write_weights(run, made.pieces)
+        write_rest(run, made.config, _certificate(run, made, hashes))
         put_in_place(run.journal, out)
     finally:
         run.journal.close()
@@ -128,7 +129,7 @@ def compress(
 def plan(
     model: str | Path,
     out: str | Path,
-    recipe: Compress,
+    recipe: AnyRecipe,
     request: Request,
     *,
     restart: bool = False,
@@ -140,6 +141,8 @@ def plan(
     """
     out = Path(out)
     check_free(out)
+    if isinstance(recipe, Narrow):
+        raise EckartError("a plan is made for recipes of matrices: leave --dry-run out, or take one of these")
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
         candidates, _, _ = _choose_ranks(run)
@@ -166,7 +169,7 @@ def plan(
 
 
 def _open_run(
-    model: str | Path, out: Path, recipe: Compress, request: Request, *, restart: bool, progress: Progress
+    model: str | Path, out: Path, recipe: AnyRecipe, request: Request, *, restart: bool, progress: Progress
 ) -> Run:
     checkpoint = Checkpoint(resolve(model))
     if checkpoint.config.get("quantization_config") is not None:
@@ -177,7 +180,8 @@ def _open_run(
     calibration: dict[str, object] | None = None
     if recipe.needs:
         walk, calibration = _calibration(skeleton, request)
-    _check_budget(skeleton, targets, request)
+    if isinstance(recipe, Compress):
+        _check_budget(skeleton, targets, request)
     skeleton.check_weights()
     source = checkpoint.file_hashes(finite=skeleton.stored)
     header = environment() | {
@@ -288,10 +292,27 @@ def _better(fitted: list[Fitted]) -> Fitted:
     return min(fitted, key=lambda fit: fit.loss if fit.loss is not None else 0.0)
 
 
-def _certificate(
-    run: Run, chosen: Fitted, losses: Mapping[str, float], gap: float | None, hashes: Mapping[str, str]
-) -> dict[str, object]:
+def _factored(run: Run) -> Outcome:
+    """Every target fitted at its rank."""
+    candidates, gap, losses = _choose_ranks(run)
+    fitted = fit_all(run, candidates)
+    chosen = _better(fitted)
+    losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}
     slots = {target.name: target.slot() for target in run.targets}
+    return Outcome(
+        pieces=layout(run.skeleton, run.targets, chosen.ranks, chosen.label),
+        config=with_modules(run.checkpoint.config, modules_entry(run.targets, chosen.ranks)),
+        matrices=tuple(certificate.record(t, chosen.ranks[t.name], chosen.bounds[t.name]) for t in run.targets),
+        bonds=(),
+        dropped=(),
+        target_bytes=(sum(t.bytes for t in run.targets), total_bytes(slots, chosen.ranks)),
+        losses=losses,
+        kept=chosen.label,
+        gap=gap,
+    )
+
+
+def _certificate(run: Run, made: Outcome, hashes: Mapping[str, str]) -> dict[str, object]:
     return {
         "format": certificate.FORMAT,
         "environment": environment(),
@@ -313,14 +334,13 @@ def _certificate(
         "calibration": run.calibration,
         "source": run.source,
         "sizes": {
-            "targets": {"before": sum(t.bytes for t in run.targets), "after": total_bytes(slots, chosen.ranks)},
-            "files": {
-                "before": run.checkpoint.weight_bytes(),
-                "after": output_bytes(run.skeleton, run.targets, chosen.ranks),
-            },
+            "targets": {"before": made.target_bytes[0], "after": made.target_bytes[1]},
+            "files": {"before": run.checkpoint.weight_bytes(), "after": bytes_of(run.checkpoint, made.pieces)},
         },
-        "ranks": {"kept": chosen.label, "losses": dict(losses), "gap": gap},
-        "matrices": [certificate.record(t, chosen.ranks[t.name], chosen.bounds[t.name]).to_json() for t in run.targets],
+        "ranks": {"kept": made.kept, "losses": dict(made.losses), "gap": made.gap},
+        "matrices": [matrix.to_json() for matrix in made.matrices],
+        **({"bonds": [bond.to_json() for bond in made.bonds]} if made.bonds else {}),
+        **({"dropped": list(made.dropped)} if made.dropped else {}),
         "untouched": [{"name": u.name, "shape": list(u.shape), "reason": u.reason} for u in run.untouched],
         "tensors": dict(hashes),
     }
@@ -332,6 +352,8 @@ def _read_result(out: Path) -> Compressed:
     return Compressed(
         folder=out,
         matrices=found.matrices,
+        bonds=found.bonds,
+        dropped=found.dropped,
         untouched=found.untouched,
         target_bytes=found.target_bytes,
         file_bytes=found.file_bytes,

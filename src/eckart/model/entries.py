@@ -19,13 +19,14 @@ class Entry:
     """The record of an operator, its shape, and those of its tensors by name, in the operator's order.
 
     ``dtypes`` has the tensors that are no floating numbers. Of floating ones the module decides the dtype, as of all its
-    parameters.
+    parameters. ``resized`` says that the module is of another shape than the architecture gives it.
     """
 
     record: Record
     shape: tuple[int, int]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
+    resized: bool = False
 
 
 def read_entry(entry: object) -> Entry:
@@ -54,7 +55,7 @@ def read_entry(entry: object) -> Entry:
         blueprint.check_names(given)
         shapes = {name: tuple(given[name]) for name in blueprint.names()}
         empty = {name: torch.empty(s, dtype=dtypes.get(name), device="meta") for name, s in shapes.items()}
-        return Entry(record, blueprint.build(empty).shape, shapes, dtypes)
+        return Entry(record, blueprint.build(empty).shape, shapes, dtypes, entry.get("resized") is True)
     except ValueError as error:
         raise ValueError(f"no proper operator: {error}") from error
 

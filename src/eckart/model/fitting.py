@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
@@ -13,6 +12,7 @@ from eckart.allocate.slots import Rank
 from eckart.bound import Bound
 from eckart.linalg import spectral_norm
 from eckart.metric import Metric
+from eckart.model.layout import factors_file
 from eckart.model.run import Run, observed
 from eckart.model.survey import embed_original, original
 from eckart.model.targets import Target
@@ -32,17 +32,6 @@ class Fitted:
     ranks: Ranks
     bounds: Mapping[str, tuple[Bound, ...]]
     loss: float | None
-
-
-def factors_file(label: str, block: int | None) -> str:
-    """The work file of a block's factors under one choice of ranks."""
-    return f"factors-{label}-{'outside' if block is None else format(block, '04d')}.safetensors"
-
-
-def read_factors(run: Run, label: str, target: Target) -> Factors:
-    """The fitted factors of a target, as stored."""
-    with safe_open(run.file(factors_file(label, target.block)), framework="pt") as handle:
-        return Factors(handle.get_tensor(f"{target.name}:left"), handle.get_tensor(f"{target.name}:right"))
 
 
 def fit_all(run: Run, candidates: Mapping[str, Ranks]) -> list[Fitted]:
@@ -71,7 +60,7 @@ def _fit_block(
 
     def fit(target: Target) -> dict[str, tuple[Operator | None, tuple[Bound, ...]]]:
         weight = run.weight(target)
-        prepared = run.recipe.approx.prepare(weight, metrics[target.name])
+        prepared = run.matrices.approx.prepare(weight, metrics[target.name])
         found: dict[str, tuple[Operator | None, tuple[Bound, ...]]] = {}
         for label, ranks in candidates.items():
             rank, rng = ranks[target.name], run.rng(f"{target.name}/norm")

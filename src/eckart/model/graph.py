@@ -20,9 +20,14 @@ def bond_graph(model: str | Path) -> BondGraph:
     Raises ``EckartError`` for a damaged checkpoint, and where the tensors are not those that the architecture is declared with.
     """
     checkpoint = Checkpoint(resolve(model))
-    shapes = {name: spec.shape for name, (_, spec) in checkpoint.tensors.items()}
     if "quantization_config" in checkpoint.config:
         raise EckartError(f"{checkpoint.folder} is compressed: ask for the bonds of the original, or densify it first")
+    return graph_of(checkpoint)
+
+
+def graph_of(checkpoint: Checkpoint, *, untied: bool = False) -> BondGraph:
+    """The bonds of a checkpoint; ``untied`` as if a head that is tied to the embedding had a weight of its own."""
+    shapes = {name: spec.shape for name, (_, spec) in checkpoint.tensors.items()}
     model_type = str(checkpoint.config.get("model_type"))
     declaration = declared(model_type)
     if declaration is None:
@@ -33,6 +38,10 @@ def bond_graph(model: str | Path) -> BondGraph:
         raise EckartError(
             f"{checkpoint.folder / 'config.json'} is no config of a {model_type} model: {first_line(error)}"
         ) from error
+    if untied:
+        own = {f"{n}.weight": f"{e.tied_to}.weight" for n, e in declaration.outside.items() if e.tied_to is not None}
+        shapes |= {copy: shapes[source] for copy, source in own.items() if copy not in shapes and source in shapes}
+        config["tie_word_embeddings"] = False
     try:
         return assembled(declaration, config, shapes)
     except EckartError as error:

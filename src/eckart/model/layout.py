@@ -16,16 +16,20 @@ Ranks = Mapping[str, Rank]
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor to write: copied from ``source`` on disk, or the factor ``side`` of ``target``."""
+    """One tensor to write: copied from ``source`` on disk, or ``made``, a work file and the name that it has there."""
 
     spec: TensorSpec
     source: str | None = None
-    target: Target | None = None
-    side: str = ""
+    made: tuple[str, str] | None = None
 
 
-def layout(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks) -> dict[str, list[Piece]]:
-    """For each weight file of the source the pieces that the result's file of the same name holds.
+def factors_file(label: str, block: int | None) -> str:
+    """The work file of a block's factors under one choice of ranks."""
+    return f"factors-{label}-{'outside' if block is None else format(block, '04d')}.safetensors"
+
+
+def layout(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks, label: str = "") -> dict[str, list[Piece]]:
+    """For each weight file of the source the pieces that the result's file of the same name holds, for the choice of ranks ``label``.
 
     Factors take the place of the weight that they replace, under the names that the modules have: the left one keeps the
     stock name, whose shape a stock loader refuses.
@@ -43,7 +47,8 @@ def layout(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks) -> dict[
                 assert rank is not None
                 for side, shape in factor_shapes(target, rank).items():
                     name = f"{target.name}.{'weight' if side == 'left' else side}"
-                    table.append(Piece(TensorSpec(name, spec.dtype, shape), target=target, side=side))
+                    made = factors_file(label, target.block), f"{target.name}:{side}"
+                    table.append(Piece(TensorSpec(name, spec.dtype, shape), made=made))
             elif spec.name not in replaced:
                 table.append(Piece(spec, source=spec.name))
     return {file: table for file, table in pieces.items() if table}
@@ -80,9 +85,13 @@ def metadata(checkpoint: Checkpoint, file: str) -> dict[str, str]:
 
 def output_bytes(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks) -> int:
     """The bytes of all safetensors files of the result, headers included."""
+    return bytes_of(skeleton.checkpoint, layout(skeleton, targets, ranks))
+
+
+def bytes_of(checkpoint: Checkpoint, pieces: Mapping[str, Sequence[Piece]]) -> int:
+    """The bytes of files with these pieces, headers included."""
     return sum(
-        file_bytes([piece.spec for piece in table], metadata(skeleton.checkpoint, file))
-        for file, table in layout(skeleton, targets, ranks).items()
+        file_bytes([piece.spec for piece in table], metadata(checkpoint, file)) for file, table in pieces.items()
     )
 
 

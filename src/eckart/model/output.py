@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import safe_open
 from torch import Tensor
 
 from eckart.errors import EckartError
 from eckart.model import certificate
+from eckart.model.certificate import BondRecord, MatrixRecord
 from eckart.model.checkpoint import INDEX, Checkpoint
 from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
-from eckart.model.fitting import Fitted, read_factors
 from eckart.model.journal import JOURNAL, Journal
-from eckart.model.layout import Piece, index_table, layout, metadata, modules_entry
+from eckart.model.layout import Piece, index_table, metadata
 from eckart.model.quantizer import FORMAT, METHOD
 from eckart.model.run import Run
 from eckart.model.tensorfile import write
@@ -21,9 +23,26 @@ from eckart.model.tensorfile import write
 FOLDER = "result"
 
 
-def write_weights(run: Run, chosen: Fitted) -> dict[str, str]:
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a compression comes to before it is written: tensors by file, config, and what the certificate says.
+
+    ``target_bytes`` are those of the linear maps before and after; of the ranks ``kept`` names the choice, ``gap`` bounds what it may lack.
+    """
+
+    pieces: Mapping[str, list[Piece]]
+    config: Mapping[str, object]
+    matrices: tuple[MatrixRecord, ...]
+    bonds: tuple[BondRecord, ...]
+    dropped: tuple[str, ...]
+    target_bytes: tuple[int, int]
+    losses: Mapping[str, float]
+    kept: str
+    gap: float | None
+
+
+def write_weights(run: Run, pieces: Mapping[str, list[Piece]]) -> dict[str, str]:
     """Write the shards of the result into the work folder; the SHA-256 of every tensor."""
-    pieces = layout(run.skeleton, run.targets, chosen.ranks)
     folder = run.file(FOLDER)
     folder.mkdir(exist_ok=True)
     hashes: dict[str, str] = {}
@@ -35,7 +54,7 @@ def write_weights(run: Run, chosen: Fitted) -> dict[str, str]:
                 folder / file,
                 [piece.spec for piece in table],
                 metadata(run.checkpoint, file),
-                lambda name: _tensor(run, chosen, by_name[name]),
+                lambda name: _tensor(run, by_name[name]),
             )
             return made, [f"{FOLDER}/{file}"]
 
@@ -49,25 +68,30 @@ def write_weights(run: Run, chosen: Fitted) -> dict[str, str]:
     return hashes
 
 
-def _tensor(run: Run, chosen: Fitted, piece: Piece) -> Tensor:
+def _tensor(run: Run, piece: Piece) -> Tensor:
     if piece.source is not None:
         return run.checkpoint.read(piece.source)
-    assert piece.target is not None
-    return dict(read_factors(run, chosen.label, piece.target).tensors())[piece.side]
+    assert piece.made is not None
+    file, name = piece.made
+    with safe_open(run.file(file), framework="pt") as handle:
+        found: Tensor = handle.get_tensor(name)
+    return found
 
 
-def write_rest(run: Run, chosen: Fitted, table: Mapping[str, object]) -> None:
+def write_rest(run: Run, config: Mapping[str, object], table: Mapping[str, object]) -> None:
     """Write config, certificate, model card and the files that came with the original."""
     folder = run.file(FOLDER)
-    config = dict(run.checkpoint.config)
-    modules = modules_entry(run.targets, chosen.ranks)
-    if modules:
-        config["quantization_config"] = {"quant_method": METHOD, "format": FORMAT, "modules": modules}
     write_json(folder / "config.json", config)
     write_json(folder / certificate.NAME, table)
     copy_companions(run.checkpoint, folder)
     with written_whole(folder / "README.md") as handle:
-        handle.write(_card(run, table).encode())
+        handle.write(_card(run, table, stock="quantization_config" not in config).encode())
+
+
+def with_modules(config: Mapping[str, object], modules: Mapping[str, object]) -> dict[str, object]:
+    """A config that says which modules hold which operators; a stock one where there are none."""
+    own = {"quantization_config": {"quant_method": METHOD, "format": FORMAT, "modules": modules}} if modules else {}
+    return {**config, **own}
 
 
 def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
@@ -80,7 +104,7 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
                 handle.write(chunk)
 
 
-def _card(run: Run, table: Mapping[str, object]) -> str:
+def _card(run: Run, table: Mapping[str, object], *, stock: bool) -> str:
     """The model card: the original's licence, what was done, and how to load it."""
     sizes = table["sizes"]
     assert isinstance(sizes, dict)
@@ -93,17 +117,17 @@ def _card(run: Run, table: Mapping[str, object]) -> str:
         "",
         f"Weights {before} before, {after} now; of these the approximated linear maps {maps_before} before, {maps_after} now.",
         f"Method: {title}" + (f" ({run.recipe.paper.link})." if run.recipe.paper.link else "."),
-        "`eckart.json` holds the parts, settings and seeds, and for every matrix its rank, bytes and error bounds.",
+        "`eckart.json` holds the parts, settings and seeds, and for every matrix or bond its size, bytes and error bounds.",
         "",
         "```python",
-        "import eckart  # registers the format; without it loading fails on purpose",
+        *([] if stock else ["import eckart  # registers the format; without it loading fails on purpose"]),
         "from transformers import AutoModelForCausalLM",
         "",
         "model = AutoModelForCausalLM.from_pretrained(THIS_DIRECTORY)",
         "```",
         "",
-        "Check it with `eckart verify THIS_DIRECTORY --against ORIGINAL`; "
-        "`eckart densify THIS_DIRECTORY -o DENSE` makes a stock checkpoint of it.",
+        "Check it with `eckart verify THIS_DIRECTORY --against ORIGINAL`"
+        + ("." if stock else "; `eckart densify THIS_DIRECTORY -o DENSE` makes a stock checkpoint of it."),
         "",
     ]
     return "\n".join([*front, "", *body])

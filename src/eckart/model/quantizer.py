@@ -96,23 +96,27 @@ def put_operator(model: nn.Module, name: str, entry: object) -> None:
     parent, _, leaf = name.rpartition(".")
     dtype = next(old.parameters()).dtype
     record, shapes, dtypes = read.record, read.shapes, read.dtypes
-    new: nn.Module
-    with torch.device("meta"):
-        if isinstance(old, nn.Embedding):
-            entries, width = old.num_embeddings, old.embedding_dim
-            new = OperatorEmbedding(
-                record, entries, width, shapes, padding_idx=old.padding_idx, dtype=dtype, dtypes=dtypes
-            )
-        elif isinstance(old, nn.Linear | Conv1D):
-            width, entries = features(old)
-            new = OperatorLinear(record, width, entries, shapes, bias=old.bias is not None, dtype=dtype, dtypes=dtypes)
-        else:
-            raise EckartError(f"config.json gives {name} an operator, but a {type(old).__name__} is no linear map")
+    if isinstance(old, nn.Embedding):
+        entries, width = old.num_embeddings, old.embedding_dim
+    elif isinstance(old, nn.Linear | Conv1D):
+        width, entries = features(old)
+    else:
+        raise EckartError(f"config.json gives {name} an operator, but a {type(old).__name__} is no linear map")
+    if read.resized:  # its neighbours agree with it on another width
+        entries, width = read.shape
     if read.shape != (entries, width):
         rows, columns = read.shape
         raise EckartError(
             f"config.json gives {name} an operator of {rows} x {columns}, where {entries} x {width} belong"
         )
+    new: nn.Module
+    with torch.device("meta"):
+        if isinstance(old, nn.Embedding):
+            new = OperatorEmbedding(
+                record, entries, width, shapes, padding_idx=old.padding_idx, dtype=dtype, dtypes=dtypes
+            )
+        else:
+            new = OperatorLinear(record, width, entries, shapes, bias=old.bias is not None, dtype=dtype, dtypes=dtypes)
     new.train(old.training)
     setattr(model.get_submodule(parent), leaf, new)
 

@@ -17,7 +17,7 @@ from eckart._version import __version__
 from eckart.errors import EckartError
 from eckart.metric import Metric
 from eckart.model.checkpoint import Checkpoint
-from eckart.model.compression import Compress, Statistics
+from eckart.model.compression import AnyRecipe, Compress, Statistics
 from eckart.model.journal import Journal
 from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
@@ -77,7 +77,7 @@ class Run:
 
     checkpoint: Checkpoint
     skeleton: Skeleton
-    recipe: Compress
+    recipe: AnyRecipe
     request: Request
     targets: list[Target]
     untouched: list[Untouched]
@@ -118,14 +118,20 @@ class Run:
         """The weight of a target (outputs, inputs), on the device of the run."""
         return target.read(self.checkpoint).to(self.request.device)
 
+    @property
+    def matrices(self) -> Compress:
+        """The recipe, where it is one of matrices."""
+        assert isinstance(self.recipe, Compress)
+        return self.recipe
+
     def metrics(self, targets: Sequence[Target], moments: dict[str, Moments]) -> dict[str, Metric]:
         """The recipe's metric for each target; maps that share their input share the metric and its one root."""
-        return metrics_for(self.recipe.metric, targets, moments)
+        return metrics_for(self.matrices.metric, targets, moments)
 
     @property
     def wants_gram(self) -> bool:
         """Whether second moments must be collected."""
-        return Need.GRAM in self.recipe.metric.needs
+        return Need.GRAM in self.matrices.metric.needs
 
 
 def seeded(seed: int, purpose: str) -> Generator:

@@ -63,7 +63,7 @@ def _measure(run: Run, block: int | None, moments: dict[str, Moments]) -> dict[s
     targets = run.in_block(block)
 
     def curve(target: Target) -> Tensor:
-        return run.recipe.approx.curve(run.weight(target), metrics[target.name]).cpu()
+        return run.matrices.approx.curve(run.weight(target), metrics[target.name]).cpu()
 
     for target, measured in zip(targets, side_by_side(curve, targets), strict=True):
         metric = metrics[target.name]
@@ -175,7 +175,9 @@ def predicted_error(run: Run, target: Target, rank: Rank) -> float:
     if run.walk is None:
         weight, metric = run.weight(target), run.metrics([target], {})[target.name]
         scale = metric.norm(weight)
-        error = run.recipe.approx.prepare(weight, metric).error(rank, run.rng(f"{target.name}/norm")) if scale else 0.0
+        error = (
+            run.matrices.approx.prepare(weight, metric).error(rank, run.rng(f"{target.name}/norm")) if scale else 0.0
+        )
         return error / scale if scale else 0.0
     curve = load_file(run.file(_curves(target.block)))[target.name]
     return float((curve[rank] / curve[0]).sqrt()) if curve[0] > 0 else 0.0

@@ -242,6 +242,15 @@ class Walk:
         rows = self._open(file)
         return sum(float(np.square(rows[b], dtype=np.float64).sum()) for b in self._batches()) / self.windows.numel()
 
+    def turning(self, before: Path, after: Path) -> float:
+        """Mean over tokens of ``1 - cos`` between the vectors in two files of hidden states, float64; a zero vector turns by nothing."""
+        first, second, total = self._open(before), self._open(after), 0.0
+        for batch in self._batches():
+            x, y = (torch.from_numpy(np.array(rows[batch])).to(torch.float64) for rows in (first, second))
+            lengths = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
+            total += float(torch.where(lengths > 0, 1 - (x * y).sum(-1) / lengths, torch.zeros_like(lengths)).sum())
+        return total / self.windows.numel()
+
     def _create(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
         """A file to fill beside ``path``: what lies there stays whole until ``_finish``, as other pieces may have it on record."""
         shape = (*self.windows.shape, self.width)

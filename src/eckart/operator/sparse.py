@@ -144,4 +144,9 @@ def narrowest(indices: Tensor, largest: int) -> Tensor:
     >>> narrowest(torch.tensor([3]), 40000).dtype
     torch.int32
     """
-    return indices.to(next(dtype for dtype in INDICES if largest <= torch.iinfo(dtype).max))
+    return indices.to(index_dtype(largest))
+
+
+def index_dtype(largest: int) -> torch.dtype:
+    """The narrowest dtype for indices up to ``largest``."""
+    return next(dtype for dtype in INDICES if largest <= torch.iinfo(dtype).max)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from eckart.errors import EckartError
-from eckart.model.compression import Compress
+from eckart.model.compression import AnyRecipe
+from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.compress import asvd, svd, svd_llm
 
 
@@ -16,7 +17,7 @@ class Recipe:
 
     key: str
     family: str
-    make: Callable[..., Compress]
+    make: Callable[..., AnyRecipe]
 
     @property
     def summary(self) -> str:
@@ -30,6 +31,12 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("svd", "compress", svd),
         Recipe("asvd", "compress", asvd),
         Recipe("svd-llm", "compress", svd_llm),
+        Recipe("slicegpt", "compress", slicegpt),
+        Recipe("modegpt", "compress", modegpt),
+        Recipe("greedy-output", "compress", greedy_output),
+        Recipe("shortgpt", "compress", shortgpt),
+        Recipe("layer-drop", "compress", layer_drop),
+        Recipe("shrink-width", "compress", shrink_width),
     )
 }
 

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from eckart.allocate import EqualMarginalLoss, Exact, Greedy, Uniform
+from eckart.allocate import Entropic, EqualMarginalLoss, Exact, Greedy, Level, Uniform
 from eckart.approx import LowRank
+from eckart.bonds.choosing import Principal, Select
+from eckart.bonds.depth import LastBlocks, LeastInfluence
+from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
 from eckart.errors import EckartError
-from eckart.model.compression import Compress, Paper, Statistics
+from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Statistics
 from eckart.model.files import read_small, shown
 from eckart.stats import ActivationScale, Gram, MetricRule, Plain
 
 LARGEST = 100_000  # bytes of a recipe
 
 PARTS: Mapping[str, Mapping[str, type]] = {
-    "metric": {part.__name__: part for part in (Plain, ActivationScale, Gram)},
-    "approx": {part.__name__: part for part in (LowRank,)},
-    "allocate": {part.__name__: part for part in (Uniform, Greedy, EqualMarginalLoss, Exact)},
+    role: {part.__name__: part for part in parts}
+    for role, parts in {
+        "metric": (Plain, ActivationScale, Gram),
+        "approx": (LowRank,),
+        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Entropic),
+        "stream": (Principal, Select),
+        "hidden": (Select,),
+        "values": (Principal, Select),
+        "keys": (Select,),
+        "depth": (LastBlocks, LeastInfluence),
+        "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain),
+    }.items()
 }
+MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
+BONDS = ("stream", "hidden", "values", "keys", "depth")  # what one of bonds has, at least one
 
 
-def read_recipe(path: Path) -> Compress:
+def read_recipe(path: Path) -> AnyRecipe:
     """Compose a recipe from a TOML file such as::
 
         statistics = "compressed"      # or "original", the default
@@ -47,24 +61,50 @@ def read_recipe(path: Path) -> Compress:
     return compose(table, str(path))
 
 
-def compose(table: Mapping[str, Any], origin: str) -> Compress:
-    """The recipe that a table describes, the inverse of ``Compress.describe``.
+def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
+    """The recipe that a table describes, the inverse of ``Compress.describe`` and ``Narrow.describe``.
 
     >>> table = {"metric": {"part": "Plain"}, "approx": {"part": "LowRank"}, "allocate": {"part": "Uniform"}}
     >>> compose(table, "example").describe()["approx"]
     {'part': 'LowRank', 'accuracy': 0.002}
+    >>> table = {"hidden": {"part": "Select", "score": {"part": "Magnitude"}}, "allocate": {"part": "Level"}}
+    >>> compose(table, "example").describe()["hidden"]
+    {'part': 'Select', 'score': {'part': 'Magnitude'}, 'refit': False, 'spared': 0.0}
     """
-    unknown = sorted(set(table) - {*PARTS, "statistics"})
+    bonds = [role for role in BONDS if role in table]
+    known = (*BONDS, "allocate", "share") if bonds else MATRICES
+    unknown = sorted(set(table) - {*known, "statistics"})
     if unknown:
         raise EckartError(
-            f"{origin}: unknown entry {shown(unknown[0])}; a recipe has {', '.join(PARTS)} and statistics"
+            f"{origin}: unknown entry {shown(unknown[0])}; a recipe has {', '.join(MATRICES)} and statistics, or for bonds some of "
+            f"{', '.join(BONDS)} with share, allocate and statistics"
         )
     statistics = table.get("statistics", Statistics.ORIGINAL.value)
-    known = [s.value for s in Statistics]
-    if statistics not in known:
-        raise EckartError(f"{origin}: statistics is {shown(statistics)}; give one of {', '.join(known)}")
-    parts = {role: _part(role, table.get(role), origin) for role in PARTS}
-    return Compress(paper=Paper(f"composed in {Path(origin).name}", ""), statistics=Statistics(statistics), **parts)
+    values = [s.value for s in Statistics]
+    if statistics not in values:
+        raise EckartError(f"{origin}: statistics is {shown(statistics)}; give one of {', '.join(values)}")
+    paper = Paper(f"composed in {Path(origin).name}", "")
+    if not bonds:
+        parts = {role: _part(role, table.get(role), origin) for role in MATRICES}
+        return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+    parts = {role: _part(role, table[role], origin) for role in (*bonds, "allocate") if role in table}
+    share = table.get("share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        raise EckartError(f"{origin}: share is {shown(share)}; give a number")
+    try:
+        return Narrow(paper=paper, statistics=Statistics(statistics), share=float(share), **parts)
+    except ValueError as error:
+        raise EckartError(f"{origin}: {error}") from error
+
+
+def recorded_recipe(table: Mapping[str, Any], origin: str) -> Narrow | None:
+    """The recipe of bonds that a certificate tells of; ``None`` where it tells of another kind."""
+    if not any(role in table for role in BONDS):
+        return None
+    told = {key: value for key, value in table.items() if key not in ("title", "link", "deviations")}
+    found = compose(told, origin)
+    assert isinstance(found, Narrow)
+    return found
 
 
 def recorded_metric(table: Mapping[str, Any], origin: str) -> tuple[MetricRule, Statistics]:
@@ -83,18 +123,35 @@ def _part(role: str, entry: Any, origin: str) -> Any:
     kind = choices[entry["part"]]
     settings = {key: value for key, value in entry.items() if key != "part"}
     defaults = {field.name: field.default for field in fields(kind)}
+    for key, default in defaults.items():
+        if key in PARTS:
+            settings[key] = _part(key, settings.get(key), origin)
+        elif default is MISSING and key not in settings:
+            raise EckartError(f"{origin}: {kind.__name__} needs a setting {key}")
     for key, value in settings.items():
         if key not in defaults:
             raise EckartError(
                 f"{origin}: {kind.__name__} has no setting {shown(key)}; it has {', '.join(defaults) or 'none'}"
             )
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise EckartError(f"{origin}: {kind.__name__}.{key} is {shown(value)}; give a number")
-        if isinstance(defaults[key], int) and not isinstance(value, int):
-            raise EckartError(f"{origin}: {kind.__name__}.{key} is {shown(value)}; give a whole number")
+        if key not in PARTS:
+            _check_setting(f"{origin}: {kind.__name__}.{key}", value, defaults[key])
     try:
         # A float where a float is meant, so that 1 and 1.0 describe the same part.
-        return kind(**{k: value if isinstance(defaults[k], int) else float(value) for k, value in settings.items()})
+        return kind(**{k: float(value) if isinstance(defaults[k], float) else value for k, value in settings.items()})
     except (ValueError, OverflowError) as error:
         told = ", ".join(f"{key} = {shown(value, 20)}" for key, value in settings.items())
         raise EckartError(f"{origin}: {kind.__name__} with {told}: {error}") from error
+
+
+def _check_setting(name: str, value: Any, default: Any) -> None:
+    """Raise ``EckartError`` for a value of another type than the default has."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        if not (isinstance(default, bool) and isinstance(value, bool)):
+            raise EckartError(
+                f"{name} is {shown(value)}; give {'true or false' if isinstance(default, bool) else 'a number'}"
+            )
+        return
+    if not isinstance(value, int | float):
+        raise EckartError(f"{name} is {shown(value)}; give a number")
+    if isinstance(default, int) and not isinstance(value, int):
+        raise EckartError(f"{name} is {shown(value)}; give a whole number")

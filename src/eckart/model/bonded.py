@@ -1,0 +1,135 @@
+"""Compression of what crosses bonds, from start to end: sites, budget, what is kept, and the checkpoint that comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from eckart.allocate.slots import BudgetError, Rank
+from eckart.errors import EckartError
+from eckart.model.compression import Narrow
+from eckart.model.graph import graph_of
+from eckart.model.layout import Piece
+from eckart.model.narrowing import Narrowed, fit_sites
+from eckart.model.output import Outcome, with_modules
+from eckart.model.restock import Names, config_of, pieces_of
+from eckart.model.run import Run
+from eckart.model.sites import Site, find_sites
+from eckart.model.stream import narrow_stream
+from eckart.model.survey import embed_original, original
+from eckart.stats import Need
+
+
+def narrowed(run: Run, recipe: Narrow) -> Outcome:
+    """The narrower model: its tensors, config and records.
+
+    Raises ``EckartError`` for an architecture, a bond or a budget with which it can't be done.
+    """
+    if run.request.keep is None:
+        raise EckartError("a recipe of bonds takes a share: give --keep instead of --bytes")
+    if run.request.only or run.request.exclude:
+        raise EckartError("--only and --exclude name matrices, and this recipe narrows bonds: leave them out")
+    graph = graph_of(run.checkpoint, untied=recipe.stream is not None)
+    influence = _influence(run) if Need.INFLUENCE in recipe.needs else [0.0] * run.blocks
+    dropped = _dropped(run, recipe, influence)
+    sites = find_sites(run.checkpoint, graph, recipe, dropped)
+    ranks = _ranks(run, recipe, sites, influence, dropped)
+    stream = next((site for site in sites if site.block is None), None)
+    found = (
+        narrow_stream(run, graph, stream, ranks[stream.name])
+        if stream
+        else fit_sites(run, graph, sites, ranks, dropped)
+    )
+    names = Names((graph.blocks, run.skeleton.blocks), dropped)
+    modules = {names.of(name): entry for name, entry in found.modules.items()}
+    pieces = pieces_of(run, graph, found, dropped)
+    return Outcome(
+        pieces=pieces,
+        config=with_modules(config_of(run, graph, sites, ranks, found, dropped), modules),
+        matrices=(),
+        bonds=tuple(found.records),
+        dropped=tuple(run.skeleton.blocks[block] for block in sorted(dropped)),
+        target_bytes=(sum(target.bytes for target in run.targets), _stored_bytes(run, found, dropped, pieces)),
+        losses=found.losses,
+        kept=type(recipe.allocate).__name__.lower(),
+        gap=None,
+    )
+
+
+def _influence(run: Run) -> list[float]:
+    """How much each block turns the stream: ``1 - mean cos`` between what it is given and what it gives."""
+    walk, journal = run.walking(), run.journal
+    embed_original(run)
+    source, found = original(0), []
+    for block in range(run.blocks):
+        there = f"turned-{block + 1:04d}.bin"
+
+        def make(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
+            walk.run_block(block, run.file(source), run.file(there))
+            return walk.turning(run.file(source), run.file(there)), [there]
+
+        value = journal.once(f"influence/{block}", make)
+        assert isinstance(value, float)
+        found.append(value)
+        if source != original(0):
+            journal.drop(source)
+        source = there
+        run.progress("influence", block + 1, run.blocks, run.skeleton.blocks[block])
+    journal.drop(source)
+    return found
+
+
+def _dropped(run: Run, recipe: Narrow, influence: list[float]) -> frozenset[int]:
+    """The blocks that are left out: as few as bring the share of the recipe."""
+    if recipe.depth is None or run.request.keep is None:
+        return frozenset()
+    total = sum(target.bytes for target in run.targets)
+    goal, gone, count = (1 - run.request.keep) * total * recipe.share, 0.0, 0
+    for count in range(run.blocks):
+        chosen = frozenset(recipe.depth.dropped(count, influence))
+        gone = sum(target.bytes for target in run.targets if target.block in chosen)
+        # With bonds to narrow as well these take what is too much for whole blocks, else blocks take all.
+        enough = gone >= goal - 0.5 if not recipe.inside else gone + _block_bytes(run) > goal
+        if enough:
+            return chosen
+    raise EckartError(f"--keep is {run.request.keep:g}: not even one of {run.blocks} blocks would be left; give more")
+
+
+def _block_bytes(run: Run) -> float:
+    return max(sum(target.bytes for target in run.targets if target.block == block) for block in range(run.blocks))
+
+
+def _ranks(
+    run: Run, recipe: Narrow, sites: list[Site], influence: list[float], dropped: frozenset[int]
+) -> Mapping[str, Rank]:
+    """How many units every site keeps, within the budget."""
+    assert run.request.keep is not None
+    slots = {site.name: site.slot(importance=None if site.block is None else influence[site.block]) for site in sites}
+    total = sum(target.bytes for target in run.targets)
+    here = sum(target.bytes for target in run.targets if target.block not in dropped)
+    fixed = here - sum(site.dense_bytes for site in sites)
+    try:
+        return recipe.allocate(slots, math.floor(run.request.keep * total) - fixed).ranks if slots else {}
+    except BudgetError as error:
+        share = math.ceil(1e4 * (fixed + error.smallest) / total) / 1e4
+        raise EckartError(
+            f"--keep is {run.request.keep:g}, but with as little as this recipe can leave on its bonds {share:.4f} of the bytes remain: "
+            "give at least that, or take a recipe that narrows more"
+        ) from error
+
+
+def _stored_bytes(run: Run, found: Narrowed, dropped: frozenset[int], pieces: Mapping[str, list[Piece]]) -> int:
+    """The bytes of the linear maps inside of blocks, as they are stored now."""
+    made: dict[tuple[str, str], int] = {
+        piece.made: piece.spec.nbytes for table in pieces.values() for piece in table if piece.made is not None
+    }
+    after = 0
+    for target in run.targets:
+        if target.block in dropped:
+            continue
+        if target.disk in found.replaced:
+            file, keys = found.replaced[target.disk]
+            after += sum(made[file, key] for key in keys)
+        else:
+            after += target.bytes
+    return after

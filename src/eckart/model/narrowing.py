@@ -1,0 +1,309 @@
+"""Fewer directions on bonds, block by block: statistics, what is kept, and the narrower weights as they will be stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from eckart.allocate.slots import Rank
+from eckart.bonds import BondGraph, Projection, narrow, places
+from eckart.bonds.crossing import Crossing
+from eckart.bonds.seen import crossing_of
+from eckart.bound import Bound
+from eckart.kernels.symmetric import psd_root
+from eckart.model.certificate import BondRecord
+from eckart.model.entries import entry_of, read_entry
+from eckart.model.linear import stored_name
+from eckart.model.run import Run
+from eckart.model.sites import Site
+from eckart.model.survey import embed_original, original
+from eckart.model.tensorfile import write_all
+from eckart.operator import Dense, Operator, RowSparse, Transposed, rebuild
+from eckart.stats import Moments
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass
+class Narrowed:
+    """What became of a model: for each tensor on disk that changed the work file and the names of what takes its place.
+
+    ``resized`` are bonds whose width differs from block to block, so that no stock config tells of them.
+    """
+
+    records: list[BondRecord] = field(default_factory=list)
+    modules: dict[str, object] = field(default_factory=dict)
+    replaced: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    resized: frozenset[str] = frozenset()
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def add(self, value: object, file: str) -> None:
+        """Take in what a finished piece recorded."""
+        assert isinstance(value, dict)
+        self.records += [BondRecord.from_json(entry) for entry in value["bonds"]]
+        self.modules |= value["modules"]
+        self.replaced |= {name: (file, names) for name, names in value["tensors"].items()}
+
+
+def narrowed_file(block: int | None) -> str:
+    """The work file of a block's narrower weights."""
+    return f"narrowed-{'outside' if block is None else format(block, '04d')}.safetensors"
+
+
+def fit_sites(
+    run: Run, graph: BondGraph, sites: list[Site], ranks: Mapping[str, Rank], dropped: frozenset[int]
+) -> Narrowed:
+    """Decide what crosses every site, each block on the statistics that the recipe asks for, and measure the loss of the outcome."""
+    found = Narrowed()
+    by_block = {block: [site for site in sites if site.block == block] for block in range(run.blocks)}
+    resized = _resized_kinds(sites, ranks)
+    found.resized = frozenset(bond.name for site in sites if site.kind in resized for bond in site.bonds)
+    if run.walk is None:
+        for block in range(run.blocks):
+            value = run.journal.once(
+                f"narrow/{block}",
+                lambda block=block: _fit(run, graph, by_block[block], ranks, {}, resized),  # type: ignore[misc]
+            )
+            found.add(value, narrowed_file(block))
+        return found
+    walk, journal = run.walking(), run.journal
+    embed_original(run)
+    source = original(0)
+    for block in range(run.blocks):
+        if run.sequential and block in dropped:
+            continue
+        there = original(block + 1)
+
+        def make(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
+            names = _observed(run, graph, by_block[block])
+            out = None if run.sequential else run.file(there)
+            moments = walk.run_block(block, run.file(source), out, observe=list(names.values()), gram=True)
+            seen = {name: moments[module] for name, module in names.items()}
+            value, files = _fit(run, graph, by_block[block], ranks, seen, resized)
+            return value, files if run.sequential else [*files, there]
+
+        found.add(journal.once(f"narrow/{block}", make), narrowed_file(block))
+        if run.sequential:
+
+            def advance(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
+                instead = padded(run, graph, found, block)
+                walk.run_block(block, run.file(source), run.file(there), instead=instead)
+                return None, [there]
+
+            journal.once(f"advance/{block}", advance)
+        if source != original(0):
+            journal.drop(source)
+        source = there
+        run.progress("narrow", block + 1, run.blocks, run.skeleton.blocks[block])
+    loss = journal.once("narrow/loss", lambda: (walk.tail(run.file(source))[0], []))
+    journal.drop(source)
+    assert isinstance(loss, float)
+    found.losses = (
+        {"narrowed": loss} if run.sequential else {"original": loss, "narrowed": _loss(run, graph, found, dropped)}
+    )
+    return found
+
+
+def _loss(run: Run, graph: BondGraph, found: Narrowed, dropped: frozenset[int]) -> float:
+    """The loss of the narrower model on the calibration windows, walked in stock shapes."""
+    walk, journal = run.walking(), run.journal
+    source = original(0)
+    for block in range(run.blocks):
+        if block in dropped:
+            continue
+        there = f"judged-{block + 1:04d}.bin"
+
+        def make(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
+            walk.run_block(block, run.file(source), run.file(there), instead=padded(run, graph, found, block))
+            return None, [there]
+
+        journal.once(f"judge/{block}", make)
+        if source != original(0):
+            journal.drop(source)
+        source = there
+        run.progress("loss", block + 1, run.blocks, run.skeleton.blocks[block])
+    loss = journal.once("judge/loss", lambda: (walk.tail(run.file(source))[0], []))
+    journal.drop(source)
+    assert isinstance(loss, float)
+    return loss
+
+
+def _resized_kinds(sites: list[Site], ranks: Mapping[str, Rank]) -> frozenset[str]:
+    """The kinds whose widths differ between blocks, so that no stock configuration tells of them."""
+    widths: dict[str, set[int]] = {}
+    for site in sites:
+        rank = ranks[site.name]
+        widths.setdefault(site.kind, set()).add(site.units if rank is None else rank)
+    return frozenset(kind for kind, some in widths.items() if len(some) > 1)
+
+
+def _observed(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
+    """The maps whose inputs a block's sites need, each with its module."""
+    tensors = {tensor for site in sites for tensor in site.maps if site.choice.needs}
+    return {name: module_of(run, entry.weight) for name, entry in graph.maps.items() if entry.weight in tensors}
+
+
+def module_of(run: Run, tensor: str) -> str:
+    """The module that a tensor on disk belongs to."""
+    return (run.skeleton.places[tensor] or tensor).rpartition(".")[0]
+
+
+def _fit(
+    run: Run,
+    graph: BondGraph,
+    sites: list[Site],
+    ranks: Mapping[str, Rank],
+    moments: Mapping[str, Moments],
+    resized: frozenset[str],
+) -> tuple[object, list[str]]:
+    """What crosses the sites of one block; writes its narrower weights."""
+    tensors = {name: run.checkpoint.read_finite(name) for site in sites for name in sorted(site.maps)}
+    projections: dict[str, Projection] = {}
+    crossings: dict[str, Crossing] = {}
+    for site in sites:
+        rank = ranks[site.name]
+        for bond in site.bonds if rank is not None else ():
+            assert rank is not None
+            crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
+            projections[bond.name] = site.choice.prepare(crossings[bond.name]).projection(rank)
+    changed = narrow(graph, projections, tensors)
+    records = [
+        BondRecord(
+            name=name,
+            size=projection.size,
+            rank=projection.rank,
+            kept=None if projection.kept is None else tuple(projection.kept.tolist()),
+            bound=_bound(graph, name, projections, crossings[name], changed),
+        )
+        for name, projection in projections.items()
+    ]
+    scattered = {name: p for name, p in projections.items() if not _site_of(sites, name).stock}
+    other = {
+        end.tensor for name in projections if _site_of(sites, name).kind in resized for end in graph.bond(name).ends
+    }
+    table: dict[str, Tensor] = {}
+    modules: dict[str, object] = {}
+    names: dict[str, list[str]] = {}
+    for name, tensor in changed.items():
+        axis = next((e.axis for bond in scattered for e in graph.bond(bond).ends if e.tensor == name), None)
+        length = tensors[name].shape[axis] if axis is not None else 0
+        operator: Operator | None = None
+        if axis is not None:
+            index = places(graph, scattered, name, axis, length)
+            rows = tensor.movedim(axis, 0).contiguous()
+            if tensor.ndim == 1:
+                tensor = tensor.new_zeros(length).index_copy(0, index, rows)
+            else:
+                put = RowSparse.of(rows, index, length)
+                operator = put if axis == _outputs(graph, name) else Transposed(put)
+        elif name in other and tensor.ndim == 2:
+            operator = Dense(tensor.T.contiguous() if _outputs(graph, name) else tensor)
+        if operator is None:
+            table[name], names[name] = tensor, [name]
+            continue
+        module, stored = module_of(run, name), operator.tensors()
+        modules[module] = entry_of(operator) | ({} if axis is not None else {"resized": True})
+        own = {f"{module}.{stored_name(side, tuple(stored))}": t for side, t in stored.items()}
+        table |= {key: t.contiguous() for key, t in own.items()}
+        names[name] = list(own)
+    block = sites[0].block if sites else None
+    if sites:
+        write_all(run.file(narrowed_file(block)), table)
+    value = {"bonds": [record.to_json() for record in records], "modules": modules, "tensors": names}
+    return value, [narrowed_file(block)] if sites else []
+
+
+def _site_of(sites: list[Site], bond: str) -> Site:
+    return next(site for site in sites if any(own.name == bond for own in site.bonds))
+
+
+def _outputs(graph: BondGraph, tensor: str) -> int:
+    """The axis of a weight on which its outputs lie."""
+    return next(entry.outputs for entry in graph.maps.values() if entry.weight == tensor)
+
+
+def _bound(
+    graph: BondGraph,
+    name: str,
+    projections: Mapping[str, Projection],
+    crossing: Crossing,
+    changed: Mapping[str, Tensor],
+) -> Bound | None:
+    """The root mean square error of what is read over the calibration inputs, and what no bond of this width can beat."""
+    if crossing.moment is None or crossing.together is not None:
+        return None
+    bond, projection = graph.bond(name), projections[name]
+    weights = {entry.weight for entry in graph.maps.values()}
+    readers = [
+        _narrow_part(graph, projections, end.tensor, end.axis, name, end.start, changed[end.tensor])
+        for end in bond.readers
+        if end.tensor in weights
+    ]
+    error = crossing.wide - torch.cat([reader.T for reader in readers]).to(torch.float64) @ projection.down
+    return enclosed(error, crossing, projection.rank)
+
+
+def enclosed(error: Tensor, crossing: Crossing, rank: int) -> Bound:
+    """The size of an error (m, k) of what is read, against the least that any ``rank`` directions leave, both in float64."""
+    scale = math.sqrt(crossing.output)
+    achieved = float(torch.linalg.vector_norm(error @ psd_root(crossing.seen)))
+    slack = (
+        16
+        * EPS
+        * max(error.shape)
+        * float(torch.linalg.vector_norm(crossing.wide))
+        * math.sqrt(float(crossing.seen.trace()))
+    )
+    values = torch.linalg.svdvals(crossing.wide @ crossing.root)
+    tail = float(torch.linalg.vector_norm(values[rank:]))
+    return Bound(
+        norm="read", lower=max(0.0, min(tail - slack, achieved)), achieved=achieved, upper=achieved + slack, scale=scale
+    )
+
+
+def _narrow_part(
+    graph: BondGraph,
+    projections: Mapping[str, Projection],
+    tensor: str,
+    axis: int,
+    name: str,
+    start: int,
+    changed: Tensor,
+) -> Tensor:
+    """The entries of a narrowed tensor that one end takes hold of, as rows."""
+    before = sum(
+        (projections[other].rank - projections[other].size)
+        for other in projections
+        for end in graph.bond(other).ends
+        if (end.tensor, end.axis) == (tensor, axis) and end.start < start
+    )
+    begin = start + before
+    return changed.movedim(axis, 0)[begin : begin + projections[name].rank]
+
+
+def padded(run: Run, graph: BondGraph, found: Narrowed, block: int) -> dict[str, Tensor]:
+    """A block's narrower weights with zeros where nothing is left, in the shapes and the orientation that the stock model has."""
+    own = {name: entry for name, entry in found.replaced.items() if run.skeleton.block_of(name) == block}
+    if not own:
+        return {}
+    stored = load_file(run.file(narrowed_file(block)))
+    instead: dict[str, Tensor] = {}
+    for name, (_, names) in own.items():
+        _, spec = run.checkpoint.tensors[name]
+        module = module_of(run, name)
+        if module in found.modules and not name.endswith(".bias"):
+            entry = read_entry(found.modules[module])
+            op = rebuild(entry.record, {side: stored[key] for side, key in zip(entry.shapes, names, strict=True)})
+            matrix = op.dense()
+            tensor = matrix.T.contiguous() if _outputs(graph, name) else matrix
+        else:
+            tensor = stored[names[0]]
+        room = [(0, whole - now) for whole, now in zip(spec.shape, tensor.shape, strict=True)]
+        instead[name] = F.pad(tensor, [side for pair in reversed(room) for side in pair])
+    return instead

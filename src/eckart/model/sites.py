@@ -1,0 +1,129 @@
+"""Where a network may be made narrower: the bonds of a model that a recipe names, and what their units weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from eckart.allocate import BondSlot
+from eckart.bonds import BondGraph, Pairs
+from eckart.bonds.choosing import Choice
+from eckart.bonds.graph import Bond
+from eckart.errors import EckartError
+from eckart.model.checkpoint import Checkpoint
+from eckart.model.compression import Narrow
+from eckart.operator.sparse import index_dtype
+
+STREAM = "residual"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Bonds of one kind in one block (all its heads, or its hidden units), which are narrowed alike; or the stream.
+
+    ``units`` is how many each of the bonds has, ``width`` the directions of one, and ``unit_bytes`` what one of each bond weighs in the
+    weights of all maps that meet there, ``dense_bytes`` what all weigh now. ``stock`` says whether a configuration can tell of the
+    narrower bond.
+    """
+
+    name: str
+    kind: str
+    block: int | None
+    bonds: tuple[Bond, ...]
+    units: int
+    width: int
+    unit_bytes: int
+    dense_bytes: int
+    choice: Choice
+    stock: bool
+
+    def slot(self, losses: Tensor | None = None, importance: float | None = None) -> BondSlot:
+        """How an allocator sees it."""
+        return BondSlot(
+            size=self.units, unit_bytes=self.unit_bytes, losses=losses, block=self.block, importance=importance
+        )
+
+    @property
+    def maps(self) -> frozenset[str]:
+        """The tensors that change."""
+        return frozenset(end.tensor for bond in self.bonds for end in bond.ends)
+
+
+def find_sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: frozenset[int]) -> list[Site]:
+    """The sites that a recipe narrows, in the order of the model.
+
+    Raises ``EckartError`` for an architecture that is not declared, and for one that has no such bond or none that may be narrowed.
+    """
+    if not graph.blocks:
+        raise EckartError(
+            f"{checkpoint.folder}: the architecture {graph.architecture} is not declared, so its bonds are not known; recipes of matrices, "
+            "such as svd-llm, need none"
+        )
+    return list(_sites(checkpoint, graph, recipe, dropped))
+
+
+def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: frozenset[int]) -> Iterator[Site]:
+    if recipe.stream is not None:
+        bond = graph.bond(STREAM)
+        if not bond.norms:
+            raise EckartError(f"{checkpoint.folder}: its stream cannot be made narrower: {bond.symmetry}")
+        yield _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream)
+    for block, name in enumerate(graph.blocks):
+        if block in dropped:
+            continue
+        for kind, choice in recipe.inside.items():
+            bonds = tuple(
+                bond
+                for key, bond in graph.bonds.items()
+                if key == f"{name}.{kind}" or _is_group(key, f"{name}.{kind}.")
+            )
+            if not bonds:
+                raise EckartError(f"{checkpoint.folder}: {graph.architecture} has no {kind} in {name}")
+            yield _site(checkpoint, graph, f"{name}.{kind}", kind, block, bonds, choice)
+
+
+def _is_group(key: str, prefix: str) -> bool:
+    return key.startswith(prefix) and key.removeprefix(prefix).isdecimal()
+
+
+def _site(
+    checkpoint: Checkpoint,
+    graph: BondGraph,
+    name: str,
+    kind: str,
+    block: int | None,
+    bonds: tuple[Bond, ...],
+    choice: Choice,
+) -> Site:
+    width = 2 if isinstance(bonds[0].symmetry, Pairs) else 1
+    stock = kind in graph.sizes
+    return Site(
+        name=name,
+        kind=kind,
+        block=block,
+        bonds=bonds,
+        units=bonds[0].size // width,
+        width=width,
+        unit_bytes=width * sum(_entry_bytes(checkpoint, graph, bond, stock=stock) for bond in bonds),
+        dense_bytes=bonds[0].size * sum(_entry_bytes(checkpoint, graph, bond, stock=True) for bond in bonds),
+        choice=choice,
+        stock=stock,
+    )
+
+
+def _entry_bytes(checkpoint: Checkpoint, graph: BondGraph, bond: Bond, *, stock: bool) -> int:
+    """What one direction of a bond weighs in the maps inside of blocks, with its place where that must be stored."""
+    weights: Mapping[str, object] = {
+        entry.weight: entry
+        for name, entry in graph.maps.items()
+        if name.startswith(tuple(f"{b}." for b in graph.blocks))
+    }
+    found = 0
+    for end in bond.ends:
+        if end.tensor in weights:
+            _, spec = checkpoint.tensors[end.tensor]
+            length = spec.shape[end.axis]
+            found += spec.nbytes // length + (0 if stock else index_dtype(length - 1).itemsize)
+    return found

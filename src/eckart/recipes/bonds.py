@@ -1,0 +1,101 @@
+"""Post-training compression on the bonds of a network: fewer directions, hidden units, values, keys, blocks."""
+
+from __future__ import annotations
+
+from eckart.allocate import Allocator, Entropic, Level
+from eckart.bonds.choosing import Principal, Select
+from eckart.bonds.depth import LastBlocks, LeastInfluence
+from eckart.bonds.scores import Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.model.compression import Narrow, Paper, Statistics
+
+EIGHTS = Level(multiple=8)  # widths that processors like
+BY_INFLUENCE = Entropic(temperature=0.1)
+
+
+def slicegpt(allocate: Allocator = EIGHTS) -> Narrow:
+    """A narrower residual stream: one rotation onto its principal directions, the last ones sliced off."""
+    return Narrow(
+        paper=Paper(
+            "SliceGPT: Compress Large Language Models by Deleting Rows and Columns",
+            "arXiv:2401.15024",
+            (
+                "one rotation for the whole stream, from the moments before all norms added up; the paper takes one per norm "
+                "and pays for the maps between them",
+                "so the result is a stock checkpoint: the norms' scale and eps make up for the width",
+                "no ridge on the moment; no random rotation inside of the kept directions",
+                "statistics of the original model; embedding and head are sliced as well, and a tied head is untied",
+            ),
+        ),
+        stream=Principal(),
+        allocate=allocate,
+    )
+
+
+def modegpt(allocate: Allocator = BY_INFLUENCE) -> Narrow:
+    """Every bond of a block in the metric of what crosses it: units with a refit, pairs of queries and keys, subspaces of values."""
+    return Narrow(
+        paper=Paper(
+            "MoDeGPT: Modular Decomposition for Large Language Model Compression",
+            "arXiv:2408.09632",
+            (
+                "the refit takes a pseudo-inverse and adds no ridge, so that it is exact where all units are kept",
+                "moments of queries and keys are taken before rotary positions and averaged over them, whole pairs at a time",
+                "values of a group of heads are narrowed together, for all its readers; no inverse of a root of the moment",
+                "narrower heads are stored as the rows that are left with their places: bytes and products are saved, no cache",
+            ),
+        ),
+        hidden=Select(RidgeLeverage(ridge=1e-2), refit=True),
+        values=Principal(),
+        keys=Select(SecondMoment()),
+        allocate=allocate,
+    )
+
+
+def greedy_output(allocate: Allocator = EIGHTS) -> Narrow:
+    """Hidden units taken one by one, each the one that lowers the error of the output most, the readers refitted."""
+    return Narrow(
+        paper=Paper(
+            "Greedy Output Approximation: Towards Efficient Structured Pruning for LLMs Without Retraining",
+            "arXiv:2407.19126",
+            (
+                "the nearest variant to what is public, the abstract: forward selection with a refit, hidden units only",
+                "no criterion for heads, and no claim on the paper's recovery in two steps",
+            ),
+        ),
+        hidden=Select(Gain(), refit=True),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def shortgpt() -> Narrow:
+    """Fewer blocks: those go that turn the stream least."""
+    return Narrow(
+        paper=Paper(
+            "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect",
+            "arXiv:2403.03853",
+            ("influence is measured on the calibration text, all tokens counted, the first of a window as well",),
+        ),
+        depth=LeastInfluence(),
+    )
+
+
+def layer_drop() -> Narrow:
+    """Fewer blocks: the last ones go."""
+    return Narrow(
+        paper=Paper(
+            "Reassessing Layer Pruning in LLMs: New Insights and Methods",
+            "arXiv:2411.15558",
+            ("nothing is trained afterwards, for which the paper's claims are made: the dumb baseline of depth",),
+        ),
+        depth=LastBlocks(),
+    )
+
+
+def shrink_width(allocate: Allocator = EIGHTS) -> Narrow:
+    """Fewer hidden units: those with the smallest weights go. The dumb baseline of width."""
+    return Narrow(
+        paper=Paper("Structured magnitude pruning", "", ("needs no text: the lengths of rows and columns decide",)),
+        hidden=Select(Magnitude()),
+        allocate=allocate,
+    )
