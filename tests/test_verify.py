@@ -19,7 +19,7 @@ import eckart
 from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.model.tensorfile import tensor_bytes
-from eckart.model.verify import _Ledger
+from eckart.model.ledger import Ledger
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "svd": ("--recipe", "svd"),
@@ -647,7 +647,7 @@ def test_a_certificate_that_is_none(ground: Ground, result: Path, data: str) -> 
 @pytest.mark.parametrize("recorded", [None, 1.0])
 @pytest.mark.parametrize("found", [None, 1.0])
 def test_a_figure_that_there_is_none_of_is_the_same_as_none_only(recorded: float | None, found: float | None) -> None:
-    ledger = _Ledger()
+    ledger = Ledger()
     bound = Bound(norm="spectral", lower=recorded, achieved=2.0, upper=3.0, scale=4.0)
     ledger.bound("a matrix", bound, replace(bound, lower=found), 1e-6)
     assert len(ledger.failures) == (recorded != found)

@@ -19,7 +19,7 @@ from eckart.model.progress import Progress, quiet
 from eckart.model.run import Request
 from eckart.recipes import read_recipe
 from eckart.recipes import recipe as find_recipe
-from eckart.recipes.notation import recorded_metric
+from eckart.recipes.notation import recorded_metric, recorded_recipe
 
 DEFAULT_RECIPE = "svd-llm"
 
@@ -135,7 +135,10 @@ def verify(
     ``calibration`` is the text that statistics were taken from; it must be the very same. Raises ``EckartError`` if something
     can't be read; what does not hold is in ``failures`` of the result.
     """
-    recorded = Certificate.read(Path(folder)).recipe
-    rule, statistics = recorded_metric(recorded, str(Path(folder) / NAME))
+    recorded, origin = Certificate.read(Path(folder)).recipe, str(Path(folder) / NAME)
     text = None if calibration is None else Path(calibration)
+    bonds = recorded_recipe(recorded, origin)
+    if bonds is not None:
+        return verification.verify(folder, against, bonds=bonds, calibration=text, progress=progress)
+    rule, statistics = recorded_metric(recorded, origin)
     return verification.verify(folder, against, rule=rule, statistics=statistics, calibration=text, progress=progress)

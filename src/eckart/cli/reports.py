@@ -14,6 +14,7 @@ from eckart.model.progress import peak_memory
 
 if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first call of the library
     from eckart.bonds import BondGraph
+    from eckart.model.certificate import BondRecord
     from eckart.model.engine import Compressed, Planned
     from eckart.model.evaluate import Score
     from eckart.model.inspect import Inspection
@@ -42,13 +43,41 @@ def print_compressed(done: Compressed) -> None:
     norm = next((m.bounds[0].norm for m in done.matrices if m.rank is not None), "frobenius")
     columns = ("matrix", "shape", "rank", "bytes", f"error ({norm})", "over optimum", "error (spectral)")
     console = out()
-    print_table(columns, rows)
-    console.print()
+    if rows:
+        print_table(columns, rows)
+        console.print()
+    if done.bonds:
+        _print_narrowed(done.bonds)
+        console.print()
+    if done.dropped:
+        console.print(f"blocks left out: {', '.join(done.dropped)}")
     _print_sizes(done.target_bytes, done.file_bytes)
     _print_losses(done)
     _print_untouched(done.untouched)
     print_peak_memory()
     console.print(f"written to {done.folder}")
+
+
+def _print_narrowed(bonds: Sequence[BondRecord]) -> None:
+    """A line for each bond that was made narrower, one for all heads of a block, with the largest figures among them."""
+    groups: dict[str, list[BondRecord]] = {}
+    for bond in bonds:
+        head, _, last = bond.name.rpartition(".")
+        groups.setdefault(head if last.isdecimal() else bond.name, []).append(bond)
+    rows = []
+    for name, group in groups.items():
+        known = [bond.bound for bond in group if bond.bound is not None]
+        excess = [bound.excess for bound in known if bound.excess is not None]
+        rows.append(
+            (
+                name if len(group) == 1 else f"{name} ({len(group)} groups)",
+                str(group[0].size),
+                str(group[0].rank),
+                percent(max(bound.relative for bound in known)) if known else "-",
+                f"{max(excess):.4f}" if excess else "-",
+            )
+        )
+    print_table(("bond", "size", "left", "error of what is read", "over optimum"), rows)
 
 
 def _print_losses(done: Compressed) -> None:
@@ -117,6 +146,8 @@ def compressed_json(done: Compressed) -> dict[str, Any]:
     """The result for machines."""
     return {
         "folder": str(done.folder),
+        "bonds": [bond.to_json() for bond in done.bonds],
+        "dropped": list(done.dropped),
         "target_bytes": _before_after(done.target_bytes),
         "file_bytes": _before_after(done.file_bytes),
         "losses": dict(done.losses),

@@ -109,6 +109,7 @@ class Certificate:
     recipe: Mapping[str, object]
     only: tuple[str, ...]
     exclude: tuple[str, ...]
+    keep: float | None
     seed: int
     quick: bool
     calibration: CalibrationRecord | None
@@ -149,6 +150,7 @@ class Certificate:
             recipe=_table(table["recipe"]),
             only=tuple(_text(entry) for entry in _list(request["only"])),
             exclude=tuple(_text(entry) for entry in _list(request["exclude"])),
+            keep=None if request["keep"] is None else _number(request["keep"]),
             seed=_whole(request["seed"], least=None),
             quick=_truth(request.get("quick", False)),  # older certificates never were
             calibration=None if calibration is None else _calibration(_table(calibration)),

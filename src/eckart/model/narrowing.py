@@ -235,11 +235,16 @@ def _bound(
     crossing: Crossing,
     changed: Mapping[str, Tensor],
 ) -> Bound | None:
-    """The root mean square error of what is read over the calibration inputs, and what no bond of this width can beat."""
-    if crossing.moment is None or crossing.together is not None:
+    """The root mean square error of what is read over the calibration inputs, and what no bond of this width can beat.
+
+    What is read is what the readers as stored make of it; of keys it is what queries of the same inputs make of them.
+    """
+    if crossing.moment is None:
         return None
     bond, projection = graph.bond(name), projections[name]
-    weights = {entry.weight for entry in graph.maps.values()}
+    weights = {entry.weight: entry for entry in graph.maps.values()}
+    if any(end.axis == weights[end.tensor].outputs for end in bond.readers if end.tensor in weights):
+        return enclosed(crossing.wide - crossing.wide @ projection.up @ projection.down, crossing, projection.rank)
     readers = [
         _narrow_part(graph, projections, end.tensor, end.axis, name, end.start, changed[end.tensor])
         for end in bond.readers

@@ -70,11 +70,17 @@ def recorded_walk(skeleton: Skeleton, facts: CalibrationRecord, calibration: Pat
     Raises ``EckartError`` if the text, or what the tokenizer makes of it, is not what was recorded.
     """
     text = read_text(calibration)
-    if sha256_of(calibration) != facts.sha256:
-        raise EckartError(f"{calibration} is not the calibration text that was recorded: its hash differs")
+    check_text(calibration, facts)
     ids = ids_for(skeleton.checkpoint.folder, text)
     windows = draw_windows(ids, facts.window, facts.asked_tokens, seeded(facts.seed, "windows"))
     return Walk(skeleton, windows)
+
+
+def check_text(calibration: Path, facts: CalibrationRecord) -> None:
+    """Raise ``EckartError`` for another text than the one that was recorded."""
+    read_text(calibration)
+    if sha256_of(calibration) != facts.sha256:
+        raise EckartError(f"{calibration} is not the calibration text that was recorded: its hash differs")
 
 
 def same_windows(walk: Walk, facts: CalibrationRecord) -> bool:

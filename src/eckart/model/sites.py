@@ -67,8 +67,10 @@ def find_sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped
 def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: frozenset[int]) -> Iterator[Site]:
     if recipe.stream is not None:
         bond = graph.bond(STREAM)
-        if not bond.norms:
-            raise EckartError(f"{checkpoint.folder}: its stream cannot be made narrower: {bond.symmetry}")
+        if not bond.norms or STREAM not in graph.sizes:
+            raise EckartError(
+                f"{checkpoint.folder}: no stock config of {graph.architecture} tells of a narrower stream; its symmetry is {bond.symmetry}"
+            )
         yield _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream)
     for block, name in enumerate(graph.blocks):
         if block in dropped:

@@ -10,15 +10,16 @@ from pathlib import Path
 from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.kernels.svd import LAPACK_SIDE
-from eckart.linalg.remainder import COARSE
 from eckart.metric import Metric
 from eckart.model import recheck
 from eckart.model.certificate import Certificate, MatrixRecord
 from eckart.model.checkpoint import Checkpoint, resolve
-from eckart.model.compression import Statistics
+from eckart.model.compression import Narrow, Statistics
 from eckart.model.densify import OperatorModules
 from eckart.model.files import sha256_of
+from eckart.model.ledger import Ledger
 from eckart.model.progress import Progress, quiet
+from eckart.model.repeat import check_repeated
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target, find_targets
 from eckart.model.tensorfile import tensor_bytes
@@ -47,59 +48,13 @@ class Verification:
         return not self.failures
 
 
-class _Ledger:
-    """Counts checks by kind and collects those that fail."""
-
-    def __init__(self) -> None:
-        self.checked: dict[str, int] = {}
-        self.failures: list[str] = []
-
-    def check(self, kind: str, holds: bool, sentence: str) -> None:
-        self.checked[kind] = self.checked.get(kind, 0) + 1
-        if not holds:
-            self.failures.append(sentence)
-
-    def truth(self, matrix: str, recorded: Bound, found: Bound, tolerance: float) -> None:
-        """Whether a quick bound is true, where ``found`` was measured in another way and comes nearer to the optimum."""
-        slack, rounding = found.scale * tolerance, found.upper - found.achieved
-        holds = {
-            "lower": recorded.lower is not None and found.lower is not None and recorded.lower <= found.lower + slack,
-            "achieved": abs(recorded.achieved - found.achieved) <= slack + rounding,
-            "upper": found.achieved - slack <= recorded.upper <= found.achieved * (1 + 4 * COARSE) + slack + rounding,
-            "scale": abs(recorded.scale - found.scale) <= slack,
-        }
-        for figure, true in holds.items():
-            self.check(
-                f"{recorded.norm} figures",
-                true,
-                f"{matrix}: {figure} in the {recorded.norm} norm is recorded as {getattr(recorded, figure)}, "
-                f"which is not true: measured again it is {getattr(found, figure)}",
-            )
-
-    def bound(self, matrix: str, recorded: Bound, found: Bound, tolerance: float) -> None:
-        """Compare every figure of a bound; ``tolerance`` is relative to the norm of the matrix."""
-        slack = found.scale * tolerance
-        for figure in ("lower", "achieved", "upper", "scale"):
-            old, new = getattr(recorded, figure), getattr(found, figure)
-            same = old is None if new is None else old is not None and abs(old - new) <= slack
-            self.check(
-                f"{recorded.norm} figures",
-                same,
-                f"{matrix}: {figure} in the {recorded.norm} norm is recorded as {old}, but it is {new}",
-            )
-        self.check(
-            f"{recorded.norm} figures",
-            (recorded.delta or {}) == (found.delta or {}),
-            f"{matrix}: what is certain in the {recorded.norm} norm is recorded otherwise than it is",
-        )
-
-
 def verify(
     folder: str | Path,
     against: str | Path | None = None,
     *,
     rule: MetricRule | None = None,
     statistics: Statistics = Statistics.ORIGINAL,
+    bonds: Narrow | None = None,
     calibration: Path | None = None,
     progress: Progress = quiet,
 ) -> Verification:
@@ -108,7 +63,8 @@ def verify(
     ``against`` is the original: its files must be those that were recorded, copied tensors and config must equal its own, and
     the Frobenius and spectral figures are computed again from both. With ``rule`` and ``statistics`` (as recorded) and
     the ``calibration`` text the figures in the recipe's metric are as well; without, they are named as not
-    rechecked. Nothing holds the whole model.
+    rechecked. Nothing holds the whole model. Where the recipe is one of ``bonds``, the original and, if it was used, the calibration text
+    are what it takes to make the result again, and all of it is compared.
 
     Raises ``EckartError`` if either directory is unreadable, the original is itself compressed, or the calibration text is not
     the one that was recorded, or config.json names another operator than factors.
@@ -119,20 +75,23 @@ def verify(
         raise EckartError(f"no calibration text was used for {folder}: leave --calibration out")
     if calibration is not None and against is None:
         raise EckartError("--calibration needs the original as well: name it with --against")
-    ledger = _Ledger()
+    ledger = Ledger()
     modules = OperatorModules(checkpoint, optional=True)
     other = next((name for name in modules.names if modules.kind(name) != "factors"), None)
-    if other is not None:
+    if other is not None and bonds is None:
         raise EckartError(
             f"{folder}: {other} holds a {modules.kind(other)} operator; certificates tell of factors alone"
         )
     _check_hashes(checkpoint, certificate, ledger, progress)
-    _check_records(checkpoint, certificate, modules, ledger)
+    if bonds is None:
+        _check_records(checkpoint, certificate, modules, ledger)
     if against is None:
         return Verification(ledger.checked, ("all figures (name the original with --against)",), tuple(ledger.failures))
     original = Checkpoint(resolve(against))
     if "quantization_config" in original.config:
         raise EckartError(f"{original.folder} is compressed itself: name the original with --against")
+    if bonds is not None:
+        return _verify_bonds(checkpoint, original, certificate, bonds, calibration, ledger, progress)
     _check_source(checkpoint, original, certificate, ledger)
     skipped: list[str] = []
     if certificate.losses:
@@ -161,11 +120,33 @@ def verify(
     return Verification(ledger.checked, tuple(skipped), tuple(ledger.failures))
 
 
+def _verify_bonds(
+    checkpoint: Checkpoint,
+    original: Checkpoint,
+    certificate: Certificate,
+    recipe: Narrow,
+    calibration: Path | None,
+    ledger: Ledger,
+    progress: Progress,
+) -> Verification:
+    """The files of the original, and everything else by making it again."""
+    _check_files(original, certificate, ledger)
+    _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
+    if recipe.needs and calibration is None:
+        skipped = ("what crosses the bonds, and the losses (name the text with --calibration)",)
+        return Verification(ledger.checked, skipped, tuple(ledger.failures))
+    if calibration is not None and certificate.calibration is not None:
+        recheck.check_text(calibration, certificate.calibration)
+    if not ledger.failures:
+        check_repeated(checkpoint, original, certificate, recipe, calibration, ledger, progress)
+    return Verification(ledger.checked, (), tuple(ledger.failures))
+
+
 def _same_architecture(checkpoint: Checkpoint, original: Checkpoint) -> bool:
     return checkpoint.config.get("model_type") == original.config.get("model_type")
 
 
-def _check_hashes(checkpoint: Checkpoint, certificate: Certificate, ledger: _Ledger, progress: Progress) -> None:
+def _check_hashes(checkpoint: Checkpoint, certificate: Certificate, ledger: Ledger, progress: Progress) -> None:
     names = sorted({*checkpoint.tensors, *certificate.tensors})
     for done, name in enumerate(names):
         recorded = certificate.tensors.get(name)
@@ -178,7 +159,7 @@ def _check_hashes(checkpoint: Checkpoint, certificate: Certificate, ledger: _Led
         progress("hash", done + 1, len(names), name)
 
 
-def _check_records(checkpoint: Checkpoint, certificate: Certificate, modules: OperatorModules, ledger: _Ledger) -> None:
+def _check_records(checkpoint: Checkpoint, certificate: Certificate, modules: OperatorModules, ledger: Ledger) -> None:
     """Every stored operator has one record, whose operator, rank, shape and bytes are those of what is stored."""
     names = [matrix.name for matrix in certificate.matrices]
     for name in sorted({*modules.names, *names}):
@@ -202,16 +183,13 @@ def _check_records(checkpoint: Checkpoint, certificate: Certificate, modules: Op
     _check_size("matrices", "after", certificate.target_bytes[1], total, ledger)
 
 
-def _check_size(what: str, when: str, recorded: int, found: int, ledger: _Ledger) -> None:
+def _check_size(what: str, when: str, recorded: int, found: int, ledger: Ledger) -> None:
     ledger.check("sizes", recorded == found, f"the {what} take {found} bytes {when}, not {recorded} as recorded")
 
 
-def _check_source(checkpoint: Checkpoint, original: Checkpoint, certificate: Certificate, ledger: _Ledger) -> None:
+def _check_source(checkpoint: Checkpoint, original: Checkpoint, certificate: Certificate, ledger: Ledger) -> None:
     """The original is the one that was compressed, and the config is still its own."""
-    for name in sorted({*certificate.source, *original.files, "config.json"}):
-        path = original.folder / name
-        same = path.is_file() and sha256_of(path) == certificate.source.get(name)
-        ledger.check("files of the original", same, f"{path} is not the file that was compressed")
+    _check_files(original, certificate, ledger)
     old, new = original.config, {key: v for key, v in checkpoint.config.items() if key != "quantization_config"}
     for key in sorted({*old, *new}):
         same = key in old and key in new and old[key] == new[key]
@@ -219,8 +197,16 @@ def _check_source(checkpoint: Checkpoint, original: Checkpoint, certificate: Cer
     _check_size("files", "before", certificate.file_bytes[0], original.weight_bytes(), ledger)
 
 
+def _check_files(original: Checkpoint, certificate: Certificate, ledger: Ledger) -> None:
+    """The original's files are those that were compressed."""
+    for name in sorted({*certificate.source, *original.files, "config.json"}):
+        path = original.folder / name
+        same = path.is_file() and sha256_of(path) == certificate.source.get(name)
+        ledger.check("files of the original", same, f"{path} is not the file that was compressed")
+
+
 def _check_targets(
-    skeleton: Skeleton, certificate: Certificate, modules: OperatorModules, ledger: _Ledger
+    skeleton: Skeleton, certificate: Certificate, modules: OperatorModules, ledger: Ledger
 ) -> list[Target]:
     """The recorded matrices are those that the recorded options choose in the original; those that are, in its order."""
     targets, untouched = find_targets(skeleton, certificate.only, certificate.exclude)
@@ -252,7 +238,7 @@ def _check_targets(
 
 
 def _check_copies(
-    skeleton: Skeleton, targets: list[Target], certificate: Certificate, modules: OperatorModules, ledger: _Ledger
+    skeleton: Skeleton, targets: list[Target], certificate: Certificate, modules: OperatorModules, ledger: Ledger
 ) -> None:
     """Tensors that were not approximated are those of the original, and there are no others."""
     held = [target for target in targets if target.name in modules.names]
@@ -276,7 +262,7 @@ def _metrics(
     rule: MetricRule | None,
     statistics: Statistics,
     calibration: Path | None,
-    ledger: _Ledger,
+    ledger: Ledger,
 ) -> Iterator[list[tuple[Target, Metric | None]]]:
     """The targets with the recipe's metric, ``None`` where that can't be known; a block at a time where it takes statistics."""
     if calibration is None or rule is None or certificate.calibration is None:
@@ -297,7 +283,7 @@ def _check_figures(
     record: MatrixRecord,
     metric: Metric | None,
     found: tuple[Bound, ...],
-    ledger: _Ledger,
+    ledger: Ledger,
     *,
     quick: bool,
 ) -> None:

@@ -1,0 +1,102 @@
+"""Checking a result by making it again: for recipes of bonds, whose figures hang on everything that was measured."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eckart.bound import Bound
+from eckart.model.certificate import BondRecord, Certificate
+from eckart.model.checkpoint import Checkpoint
+from eckart.model.compression import Narrow
+from eckart.model.engine import compress
+from eckart.model.ledger import Ledger
+from eckart.model.progress import Progress
+from eckart.model.run import Request
+
+# On another machine sums are rounded otherwise; a weight may then come out at the next number that its dtype has, and figures that go
+# through activations in float32 differ by theirs.
+STEPS = 4
+FIGURES = 1e-4
+
+
+def check_repeated(
+    checkpoint: Checkpoint,
+    original: Checkpoint,
+    certificate: Certificate,
+    recipe: Narrow,
+    calibration: Path | None,
+    ledger: Ledger,
+    progress: Progress,
+) -> None:
+    """Make the result again in a temporary folder and compare config, records, losses and every tensor."""
+    facts = certificate.calibration
+    request = Request(
+        keep=certificate.keep,
+        calibration=calibration,
+        tokens=Request.tokens if facts is None else facts.asked_tokens,
+        window=None if facts is None else facts.window,
+        seed=certificate.seed,
+        quick=certificate.quick,
+    )
+    with tempfile.TemporaryDirectory(prefix="eckart-verify-") as scratch:
+        made = compress(original.folder, Path(scratch) / "again", recipe, request, progress=progress)
+        again = Checkpoint(made.folder)
+        for key in sorted({*checkpoint.config, *again.config}):
+            same = checkpoint.config.get(key) == again.config.get(key)
+            ledger.check(
+                "config entries", same, f"{checkpoint.folder / 'config.json'}: {key} is not what the recipe gives"
+            )
+        _check_bonds(certificate.bonds, made.bonds, ledger)
+        ledger.check(
+            "blocks",
+            certificate.dropped == made.dropped,
+            "the blocks left out are not those that the recipe leaves out",
+        )
+        for label in sorted({*certificate.losses, *made.losses}):
+            told, found = certificate.losses.get(label), made.losses.get(label)
+            near = told is not None and found is not None and abs(told - found) <= FIGURES * abs(found)
+            ledger.check("losses", near, f"the loss {label} is recorded as {told}, but it is {found}")
+        for name in sorted({*checkpoint.tensors, *again.tensors}):
+            there = name in checkpoint.tensors and name in again.tensors
+            same = there and _near(checkpoint.read(name), again.read(name))
+            ledger.check("tensors made again", same, f"tensor {name} is not what the recipe makes of the original")
+
+
+def _check_bonds(told: tuple[BondRecord, ...], made: tuple[BondRecord, ...], ledger: Ledger) -> None:
+    recorded = {record.name: record for record in told}
+    ledger.check("bonds", len(recorded) == len(told), "a bond is recorded twice")
+    for name in sorted({*recorded, *(record.name for record in made)}):
+        found = next((record for record in made if record.name == name), None)
+        record = recorded.get(name)
+        if record is None or found is None:
+            ledger.check("bonds", False, f"the bond {name} is recorded or narrowed, and not both")
+            continue
+        same: Callable[[BondRecord], object] = lambda r: (r.size, r.rank, r.kept, r.bound is None)  # noqa: E731
+        ledger.check("bonds", same(record) == same(found), f"{name}: what is left of the bond is not as recorded")
+        if record.bound is not None and found.bound is not None:
+            _check_bound(name, record.bound, found.bound, ledger)
+
+
+def _check_bound(name: str, told: Bound, found: Bound, ledger: Ledger) -> None:
+    for figure in ("lower", "achieved", "upper", "scale"):
+        old, new = getattr(told, figure), getattr(found, figure)
+        near = old is not None and new is not None and abs(old - new) <= FIGURES * found.scale
+        ledger.check("figures of bonds", near, f"{name}: {figure} is recorded as {old}, but it is {new}")
+
+
+def _near(told: Tensor, made: Tensor) -> bool:
+    """Whether two stored tensors are the same but for a few steps of rounding."""
+    if told.shape != made.shape or told.dtype != made.dtype:
+        return False
+    if not told.is_floating_point():
+        return torch.equal(told, made)
+    if not told.numel():
+        return True
+    a, b = told.to(torch.float64), made.to(torch.float64)
+    grain = max(STEPS * torch.finfo(told.dtype).eps, FIGURES)
+    return bool(((a - b).abs() <= grain * (b.abs() + b.abs().mean())).all())
