@@ -43,6 +43,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sequential": ("--recipe", "sequential.toml"),
     "sequential uniform": ("--recipe", "sequential.toml", "--ranks", "uniform"),
 }
+BONDS: dict[str, tuple[str, ...]] = {
+    key: ("--recipe", key) for key in ("modegpt", "slicegpt", "greedy-output", "shortgpt", "shrink-width")
+}
 APPEND = "eckart.model.journal:Journal._append"
 CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "after"}
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
@@ -68,7 +71,9 @@ class Ground:
 
     def command(self, out: Path, variant: str, *changes: object, model: Path | None = None) -> list[object]:
         """The command line; of an option that is given twice the last one counts."""
-        options = [str(self.folder / "sequential.toml") if o == "sequential.toml" else o for o in VARIANTS[variant]]
+        options = [
+            str(self.folder / "sequential.toml") if o == "sequential.toml" else o for o in (VARIANTS | BONDS)[variant]
+        ]
         text = ("--calibration", self.text, *CALIBRATED)
         return ["compress", model or self.model, "-o", out, "--keep", "0.7", *text, *options, *changes]
 
@@ -161,7 +166,10 @@ def test_killed_in_every_stage_of_one_run(ground: Ground, killer: Killer, out: P
     ended(killer(*command), out, ground.undisturbed(variant))
 
 
-@pytest.mark.parametrize(("variant", "at_least"), [("svd-llm", 28), ("sequential uniform", 8)])
+@pytest.mark.parametrize(
+    ("variant", "at_least"),
+    [("svd-llm", 28), ("sequential uniform", 8), ("modegpt", 15), ("slicegpt", 12), ("greedy-output", 8)],
+)
 def test_killed_at_every_line_of_the_journal(
     ground: Ground, killer: Killer, out: Path, variant: str, at_least: int
 ) -> None:
@@ -183,7 +191,7 @@ def test_killed_at_every_line_of_the_journal(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "torn", "after"])
-@pytest.mark.parametrize("variant", ["svd-llm", "svd-llm everywhere", "sequential"])
+@pytest.mark.parametrize("variant", ["svd-llm", "svd-llm everywhere", "sequential", *BONDS])
 def test_killed_at_any_one_line_of_the_journal(
     ground: Ground, killer: Killer, out: Path, variant: str, when: str
 ) -> None:

@@ -18,8 +18,8 @@ from safetensors import safe_open
 import eckart
 from eckart.bound import Bound
 from eckart.errors import EckartError
-from eckart.model.tensorfile import tensor_bytes
 from eckart.model.ledger import Ledger
+from eckart.model.tensorfile import tensor_bytes
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "svd": ("--recipe", "svd"),

@@ -16,7 +16,7 @@ from eckart.bonds.projection import Projection
 from eckart.bonds.scores import Score
 from eckart.stats import Need
 
-SHIFT = 1e-10  # of the mean energy of a unit
+SHIFT = 4 * torch.finfo(torch.float64).eps  # of the energy of all units: what rounding may take from a pivot
 TINY = 1e-200  # keeps the moment of a bond that nothing crosses positive
 
 
@@ -95,7 +95,7 @@ class _Selected:
             # C = L L^T in the order of the choice: what k units leave is in the columns of L behind k. A little is added to C, so that
             # units that others give already make no pivot of rounding.
             moment = self.crossing.seen[along][:, along]
-            moment.diagonal().add_(SHIFT * float(moment.diagonal().mean()) + TINY)
+            moment.diagonal().add_(SHIFT * len(moment) * float(moment.diagonal().mean()) + TINY)
             parts = (self.crossing.wide[:, along] @ torch.linalg.cholesky(moment)).square().sum(0)
         else:
             joint = (self.crossing.seen * self.crossing.weight)[along][:, along]

@@ -14,9 +14,10 @@ from eckart.model.narrowing import Narrowed, fit_sites
 from eckart.model.output import Outcome, with_modules
 from eckart.model.restock import Names, config_of, pieces_of
 from eckart.model.run import Run
-from eckart.model.sites import Site, find_sites
+from eckart.model.sites import Site, find_sites, fixed
 from eckart.model.stream import narrow_stream
 from eckart.model.survey import embed_original, original
+from eckart.model.targets import Untouched
 from eckart.stats import Need
 
 
@@ -33,6 +34,9 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
     influence = _influence(run) if Need.INFLUENCE in recipe.needs else [0.0] * run.blocks
     dropped = _dropped(run, recipe, influence)
     sites = find_sites(run.checkpoint, graph, recipe, dropped)
+    for site in fixed(sites):
+        run.untouched.append(Untouched(site.name, (site.bonds[0].size,), str(site.bonds[0].symmetry)))
+        sites.remove(site)
     ranks = _ranks(run, recipe, sites, influence, dropped)
     stream = next((site for site in sites if site.block is None), None)
     found = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eckart.allocate import BondSlot
-from eckart.bonds import BondGraph, Pairs
+from eckart.bonds import BondGraph, Fixed, Pairs
 from eckart.bonds.choosing import Choice
 from eckart.bonds.graph import Bond
 from eckart.errors import EckartError
@@ -52,7 +52,7 @@ class Site:
 
 
 def find_sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: frozenset[int]) -> list[Site]:
-    """The sites that a recipe narrows, in the order of the model.
+    """The sites that a recipe narrows, in the order of the model; those whose bonds have no symmetry are left as they are.
 
     Raises ``EckartError`` for an architecture that is not declared, and for one that has no such bond or none that may be narrowed.
     """
@@ -61,7 +61,19 @@ def find_sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped
             f"{checkpoint.folder}: the architecture {graph.architecture} is not declared, so its bonds are not known; recipes of matrices, "
             "such as svd-llm, need none"
         )
-    return list(_sites(checkpoint, graph, recipe, dropped))
+    found = list(_sites(checkpoint, graph, recipe, dropped))
+    left = fixed(found)
+    if left and len(left) == len(found):
+        bond = left[0].bonds[0]
+        raise EckartError(
+            f"{checkpoint.folder}: {bond.name} ({bond.symmetry}) cannot be narrowed, nor can the others of its kind"
+        )
+    return found
+
+
+def fixed(sites: list[Site]) -> list[Site]:
+    """Those whose bonds have no symmetry: their entries mean something to what is between the maps."""
+    return [site for site in sites if isinstance(site.bonds[0].symmetry, Fixed)]
 
 
 def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: frozenset[int]) -> Iterator[Site]:
