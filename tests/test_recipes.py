@@ -2,13 +2,15 @@
 
 import pytest
 
-from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Uniform
+from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Later, Level, Threshold, Uniform
+from eckart.errors import EckartError
 from eckart.model.compression import Compress, Statistics
-from eckart.recipes import asvd, svd, svd_llm
+from eckart.recipes import RECIPES, asvd, llm_rom, svd, svd_llm, welore
 from eckart.recipes.notation import compose
 from eckart.stats import Need
 
 ALLOCATORS = {"uniform": Uniform(), "greedy": Greedy(), "by loss": EqualMarginalLoss(), "exact": Exact(nodes=1000)}
+ALLOCATORS |= {"level": Level(4), "later": Later(0.3), "threshold": Threshold()}
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,8 @@ ALLOCATORS = {"uniform": Uniform(), "greedy": Greedy(), "by loss": EqualMarginal
         (asvd(allocate=Uniform()), {Need.ACTIVATIONS}),
         (svd_llm(Uniform()), {Need.GRAM}),
         (svd_llm(EqualMarginalLoss()), {Need.GRAM, Need.SENSITIVITY}),
+        (llm_rom(), {Need.GRAM, Need.ACTIVATIONS}),
+        (welore(), {Need.SPECTRA}),
         # What the compressed blocks give must be walked through whatever the metric asks for.
         (svd_llm(Uniform(), Statistics.COMPRESSED), {Need.GRAM, Need.ACTIVATIONS}),
     ],
@@ -35,3 +39,39 @@ def test_a_described_recipe_composes_to_the_same(allocate: Allocator, statistics
         assert again.describe() == recipe.describe()
         assert again.needs == recipe.needs
         assert again.allocate == allocate
+
+
+@pytest.mark.parametrize("key", RECIPES)
+def test_every_recipe_composes_from_its_own_description(key: str) -> None:
+    made = RECIPES[key].make()
+    again = compose(made.describe(), "here")
+    assert type(again) is type(made)
+    assert again.describe() == made.describe()
+    assert again.needs == made.needs
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"hidden": {"part": "Select"}}, r"\[score\] needs part = one of Magnitude"),
+        (
+            {"hidden": {"part": "Select", "score": {"part": "Magnitude", "ridge": 1.0}}},
+            "Magnitude has no setting 'ridge'",
+        ),
+        ({"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "refit": 1}}, "refit is 1; give true or false"),
+        (
+            {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "spared": True}},
+            "spared is True; give a number",
+        ),
+        ({"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "spared": 2.0}}, "must be from 0 to below 1"),
+        ({"hidden": {"part": "Principal"}}, r"\[hidden\] needs part = one of Select"),
+        ({"stream": {"part": "Principal"}, "depth": {"part": "LastBlocks"}}, "narrow it by itself"),
+        ({"depth": {"part": "LastBlocks"}, "share": "half"}, "share is"),
+        ({"depth": {"part": "LastBlocks"}, "metric": {"part": "Plain"}}, "unknown entry"),
+        ({"depth": {"part": "LastBlocks"}, "allocate": {"part": "EqualMarginalLoss"}}, "allocate by another rule"),
+        ({"depth": {"part": "LastBlocks"}, "allocate": {"part": "Level", "multiple": 0.5}}, "give a whole number"),
+    ],
+)
+def test_what_is_no_recipe_of_bonds_is_named(table: dict[str, object], sentence: str) -> None:
+    with pytest.raises(EckartError, match=sentence):
+        compose(table, "here")

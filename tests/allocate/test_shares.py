@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from eckart.allocate import BondSlot, Entropic, Level, Slot, Uniform
+from eckart.allocate import BondSlot, Entropic, Later, Level, Slot, Threshold, Uniform
 from eckart.allocate.slots import BudgetError, Rank, total_cost
 
 BONDS = {f"{b}": BondSlot(size=48, unit_bytes=10, block=b, importance=s) for b, s in enumerate((0.9, 0.3, 0.1, 0.5))}
@@ -107,3 +107,82 @@ def test_a_bond_costs_its_units_times_its_price() -> None:
     slot = BondSlot(size=6, unit_bytes=7, price=2, losses=torch.zeros(7))
     assert (slot.dense_bytes, slot.rank_bytes, slot.max_rank) == (42, 7, 5)
     assert (slot.stored(2), slot.cost(2), slot.cost(None)) == (14, 28, 84)
+
+
+# ---- only the last blocks -----------------------------------------------------------------------------------------------
+
+MATRICES = {f"{b}.{k}": Slot(rows=24, columns=40, itemsize=2, block=b) for b in range(5) for k in range(2)}
+DENSE = 10 * 24 * 40 * 2
+
+
+@pytest.mark.parametrize("least", [0.3, 0.46, 0.7])
+@pytest.mark.parametrize("keep", [0.4, 0.62, 0.8, 0.9, 0.97])
+def test_no_more_blocks_pay_than_must(least: float, keep: float) -> None:
+    budget = int(keep * DENSE)
+    ranks = dict(Later(least)(MATRICES, budget).ranks)
+    assert total_cost(MATRICES, ranks) <= budget
+    paying = sorted({int(name[0]) for name, rank in ranks.items() if rank is not None})
+    assert paying == list(range(5 - len(paying), 5))
+    per_block = DENSE // 5
+    shares = [(budget - (5 - count) * per_block) / (count * per_block) for count in range(1, 6)]
+    expected = next((count for count, share in enumerate(shares, start=1) if share >= least), 5)
+    assert len(paying) == expected
+    assert (
+        len({rank for name, rank in ranks.items() if int(name[0]) in paying}) <= 2
+    )  # what is left over buys single ranks
+
+
+def test_what_lies_outside_of_blocks_stays_dense() -> None:
+    slots = MATRICES | {"head": Slot(rows=24, columns=40, itemsize=2)}
+    assert Later()(slots, int(0.7 * DENSE)).ranks["head"] is None
+    with pytest.raises(BudgetError) as error:
+        Later()(slots, 24 * 40 * 2 + 10 * 2 * 64 - 1)
+    assert error.value.smallest == 24 * 40 * 2 + 10 * 2 * 64
+    for least in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="least"):
+            Later(least)
+
+
+# ---- one threshold --------------------------------------------------------------------------------------------------------
+
+
+def spectral(name: str, values: list[float], rows: int = 24, columns: int = 40) -> dict[str, Slot]:
+    squares = torch.tensor(values, dtype=torch.float64).square()
+    losses = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
+    return {name: Slot(rows=rows, columns=columns, itemsize=1, losses=losses)}
+
+
+@pytest.mark.parametrize("keep", [0.12, 0.3, 0.5, 0.8, 1.0])
+def test_one_threshold_is_the_least_that_fits(keep: float) -> None:
+    """Against trying every singular value of every matrix for a threshold."""
+    values = {
+        "steep": [8.0 * 0.6**i for i in range(24)],
+        "flat": [1.0 - 0.02 * i for i in range(24)],
+        "cut": [5.0] * 6 + [0.1] * 18,
+        "zero": [0.0] * 24,
+    }
+    slots = {name: slot for key, table in values.items() for name, slot in spectral(key, table).items()}
+    budget = int(keep * 4 * 24 * 40)
+    ranks = dict(Threshold()(slots, budget).ranks)
+    assert total_cost(slots, ranks) <= budget
+    levels = sorted({v / max(table) for table in values.values() if max(table) for v in table} | {0.0})
+
+    def at(level: float) -> dict[str, Rank]:
+        found: dict[str, Rank] = {}
+        for name, table in values.items():
+            count = max(1, sum(v / max(table) > level + 1e-9 for v in table) if max(table) else 0)
+            found[name] = count if count <= slots[name].max_rank else None
+        return found
+
+    fitting = [at(level) for level in levels if total_cost(slots, at(level)) <= budget]
+    assert total_cost(slots, ranks) == max(total_cost(slots, some) for some in fitting)
+    assert (ranks["steep"] or 24) <= (ranks["flat"] or 24)
+
+
+def test_a_threshold_needs_values_and_room() -> None:
+    with pytest.raises(ValueError, match=r"slot x \(4, 4\) needs losses"):
+        Threshold()({"x": Slot(rows=4, columns=4, itemsize=1)}, 16)
+    slots = spectral("a", [1.0] * 24)
+    with pytest.raises(BudgetError):
+        Threshold()(slots, 63)
+    assert Threshold()(slots, 64).ranks == {"a": 1}

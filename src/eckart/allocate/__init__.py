@@ -3,9 +3,11 @@
 from eckart.allocate.exact import Exact
 from eckart.allocate.greedy import Greedy
 from eckart.allocate.influence import Entropic
+from eckart.allocate.later import Later
 from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
 from eckart.allocate.slots import Allocation, Allocator, AnySlot, BondSlot, Slot, smallest, total_bytes, total_cost
+from eckart.allocate.threshold import Threshold
 from eckart.allocate.uniform import Uniform
 
 __all__ = [
@@ -17,8 +19,10 @@ __all__ = [
     "EqualMarginalLoss",
     "Exact",
     "Greedy",
+    "Later",
     "Level",
     "Slot",
+    "Threshold",
     "Uniform",
     "smallest",
     "total_bytes",

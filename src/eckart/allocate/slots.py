@@ -21,6 +21,7 @@ class Slot:
     ``losses`` (min(m, n) + 1,), where an allocator needs it, is the loss expected at each rank, falling to 0; dense it is 0.
     ``price`` is what one of its bytes counts against the budget: 0 for the second user of a tied matrix; with ``itemsize`` 1,
     how often a matrix is applied where multiplications are the budget. ``ValueError`` where it is no whole number from 0 on.
+    ``block`` is the block of the model that it lies in, ``None`` outside of all.
 
     >>> slot = Slot(rows=4, columns=6, itemsize=2)
     >>> slot.dense_bytes, slot.max_rank, slot.cost(slot.max_rank), slot.cost(None)
@@ -34,6 +35,7 @@ class Slot:
     itemsize: int
     losses: Tensor | None = None
     price: int = 1
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.price, int) or self.price < 0:

@@ -36,7 +36,7 @@ from eckart.model.output import (
 from eckart.model.progress import Progress, peak_memory, quiet
 from eckart.model.run import Request, Run, environment, seeded
 from eckart.model.skeleton import Skeleton
-from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, survey
+from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, spectra, survey
 from eckart.model.targets import Target, Untouched, find_targets
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text, window_length
@@ -254,6 +254,8 @@ def _check_budget(skeleton: Skeleton, targets: Sequence[Target], request: Reques
 def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
     """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
     slots = {target.name: target.slot() for target in run.targets}
+    if Need.SPECTRA in run.recipe.allocate.needs:
+        slots = {target.name: target.slot(curve) for target, curve in spectra(run)}
     if Need.SENSITIVITY not in run.recipe.allocate.needs:
         own = _within_budget(run, run.recipe.allocate, slots)
         return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}

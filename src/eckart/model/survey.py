@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -102,6 +104,18 @@ def measure_curves(run: Run) -> dict[str, float]:
 
         scales |= _table(journal.once("survey/outside", outside))
     return scales
+
+
+def spectra(run: Run) -> Iterator[tuple[Target, Tensor]]:
+    """How the squared error of every target falls with its rank, in the recipe's metric."""
+    if run.walk is not None:
+        measure_curves(run)
+    for block in [*range(run.blocks), None]:
+        if run.in_block(block):
+            if run.walk is None:
+                run.journal.once(f"spectra/{block}", lambda block=block: (_measure(run, block, {}), [_curves(block)]))  # type: ignore[misc]
+            curves = load_file(run.file(_curves(block)))
+            yield from ((target, curves[target.name]) for target in run.in_block(block))
 
 
 def _undo_dropped(run: Run) -> None:

@@ -40,7 +40,8 @@ class Target:
 
     def slot(self, losses: Tensor | None = None) -> Slot:
         """How an allocator sees it."""
-        return Slot(rows=self.shape[0], columns=self.shape[1], itemsize=self.dtype.itemsize, losses=losses)
+        rows, columns = self.shape
+        return Slot(rows=rows, columns=columns, itemsize=self.dtype.itemsize, losses=losses, block=self.block)
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
         """The weight as (outputs, inputs); raises ``EckartError`` on NaN or infinity."""

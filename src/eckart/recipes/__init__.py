@@ -2,7 +2,7 @@
 
 from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
-from eckart.recipes.compress import asvd, svd, svd_llm
+from eckart.recipes.compress import asvd, llm_rom, svd, svd_llm, welore
 from eckart.recipes.notation import read_recipe
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "asvd",
     "greedy_output",
     "layer_drop",
+    "llm_rom",
     "modegpt",
     "read_recipe",
     "recipe",
@@ -19,4 +20,5 @@ __all__ = [
     "slicegpt",
     "svd",
     "svd_llm",
+    "welore",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
 from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
-from eckart.recipes.compress import asvd, svd, svd_llm
+from eckart.recipes.compress import asvd, llm_rom, svd, svd_llm, welore
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("svd", "compress", svd),
         Recipe("asvd", "compress", asvd),
         Recipe("svd-llm", "compress", svd_llm),
+        Recipe("llm-rom", "compress", llm_rom),
+        Recipe("welore", "compress", welore),
         Recipe("slicegpt", "compress", slicegpt),
         Recipe("modegpt", "compress", modegpt),
         Recipe("greedy-output", "compress", greedy_output),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from eckart.allocate import Allocator, EqualMarginalLoss, Uniform
+from eckart.allocate import Allocator, EqualMarginalLoss, Later, Threshold, Uniform
 from eckart.approx import LowRank
 from eckart.model.compression import Compress, Paper, Statistics
 from eckart.stats import ActivationScale, Gram, Plain
+
+LAST = Later(least=0.46)
+THRESHOLD = Threshold()
 
 
 def svd(allocate: Allocator = Uniform()) -> Compress:
@@ -54,4 +57,40 @@ def svd_llm(allocate: Allocator = EqualMarginalLoss(), statistics: Statistics = 
         approx=LowRank(),
         allocate=allocate,
         statistics=statistics,
+    )
+
+
+def llm_rom(allocate: Allocator = LAST) -> Compress:
+    """Truncation onto the principal directions of each map's outputs, in the last blocks, each seeing what the ones before it give."""
+    return Compress(
+        paper=Paper(
+            "Rethinking Compression: Reduced Order Modelling of Latent Features in Large Language Models",
+            "arXiv:2312.07046",
+            (
+                "statistics are those of whole compressed blocks; within a block all maps see its dense ones",
+                "as many of the last blocks pay as keeps every matrix above a share; the paper gives three numbers of blocks by hand",
+                "moments are not centred and biases stay: the same optimum as svd-llm, found the same way",
+            ),
+        ),
+        metric=Gram(),
+        approx=LowRank(),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def welore(allocate: Allocator = THRESHOLD) -> Compress:
+    """Plain truncation with ranks of their own: one threshold on the singular values of all matrices, each over its largest."""
+    return Compress(
+        paper=Paper(
+            "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients",
+            "arXiv:2407.11239",
+            (
+                "a matrix that would keep so many values that factors save nothing stays dense",
+                "no fine-tuning of the factors afterwards: that is the training of an adapter",
+            ),
+        ),
+        metric=Plain(),
+        approx=LowRank(),
+        allocate=allocate,
     )

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from eckart.allocate import Entropic, EqualMarginalLoss, Exact, Greedy, Level, Uniform
+from eckart.allocate import Entropic, EqualMarginalLoss, Exact, Greedy, Later, Level, Threshold, Uniform
 from eckart.approx import LowRank
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.depth import LastBlocks, LeastInfluence
@@ -25,7 +25,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
     for role, parts in {
         "metric": (Plain, ActivationScale, Gram),
         "approx": (LowRank,),
-        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Entropic),
+        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Later, Threshold, Entropic),
         "stream": (Principal, Select),
         "hidden": (Select,),
         "values": (Principal, Select),

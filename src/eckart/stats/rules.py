@@ -16,6 +16,7 @@ class Need(Enum):
 
     ACTIVATIONS = auto()  # magnitudes of the inputs
     GRAM = auto()  # second moments of the inputs
+    SPECTRA = auto()  # how the error of each matrix falls with its rank
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
     INFLUENCE = auto()  # how much each block turns the stream
 

@@ -1,0 +1,57 @@
+"""Only the last blocks of a model pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from eckart.allocate.slots import Allocation, AnySlot, BudgetError, smallest, total_cost
+from eckart.allocate.uniform import Uniform
+from eckart.stats import Need
+
+
+@dataclass(frozen=True)
+class Later:
+    """As many blocks from the end as it takes for none of their matrices to keep less than the share ``least``; the others stay dense.
+
+    What lies outside of all blocks is dense as well. In the blocks that pay shares are uniform. Where not even all blocks can bring it at
+    ``least``, all pay, with a smaller share.
+
+    >>> from eckart.allocate import Slot
+    >>> slots = {f"{b}": Slot(rows=8, columns=8, itemsize=1, block=b) for b in range(4)}
+    >>> Later(least=0.5)(slots, budget=200).ranks
+    {'0': None, '1': None, '2': 2, '3': 2}
+
+    Raises ``ValueError`` for a share that is not from 0 to below 1.
+    """
+
+    least: float = 0.46
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least < 1:
+            raise ValueError(f"least {self.least:g} must be from 0 to below 1")
+
+    def __call__(self, slots: Mapping[str, AnySlot], budget: int) -> Allocation:
+        """Ranks within ``budget``; ``BudgetError`` where none are."""
+        blocks = sorted({slot.block for slot in slots.values() if slot.block is not None}, reverse=True)
+        paying: dict[str, AnySlot] = {}
+        rest: dict[str, AnySlot] = dict(slots)
+        for block in blocks:
+            here = {name: slot for name, slot in slots.items() if slot.block == block}
+            paying |= here
+            rest = {name: slot for name, slot in rest.items() if name not in here}
+            left = budget - _dense(rest)
+            if left >= max(self.least * _dense(paying), total_cost(paying, smallest(paying))) or block == blocks[-1]:
+                break
+        ranks = dict.fromkeys(slots)
+        left = budget - _dense(rest)
+        try:
+            return Allocation(ranks | dict(Uniform()(paying, left).ranks if paying else {}))
+        except BudgetError as error:
+            raise BudgetError(budget, error.smallest + _dense(rest)) from error
+
+
+def _dense(slots: Mapping[str, AnySlot]) -> int:
+    return sum(slot.cost(None) for slot in slots.values())
