@@ -220,3 +220,10 @@ def test_the_magnitude_of_what_is_composed_is_composed_of_norms() -> None:
     assert magnitude(one) == 2.0
     assert magnitude(Sum((two, two, Dense(torch.eye(2, 2) * 0)))) == 30.0
     assert magnitude(Product((two, one))) == 30.0
+
+
+def test_an_approximation_has_as_many_rows_as_its_operator() -> None:
+    """Also where whole panels of them are missing."""
+    target = Dense(gaussian(1024, 3))
+    with pytest.raises(ValueError, match="shorter"):
+        _ = Implicit(target, factors(512, 3, 1)).size
