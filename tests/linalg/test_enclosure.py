@@ -122,8 +122,8 @@ def test_a_matrix_without_rows_has_bounds_of_zero() -> None:
 def in_coordinates(seen: Coordinates) -> Bound:
     """Of a matrix in four rows that is met in its span but for 0.125 in the metric."""
     w = torch.zeros(4, 3, dtype=torch.float64)
-    w[0, 0] = 1.0
-    op = Factors(torch.eye(4, 1).double(), torch.tensor([[0.875, 0.0, 0.0]]).double())
+    w[0, 0] = 2.0
+    op = Factors(torch.eye(4, 1).double(), torch.tensor([[1.875, 0.0, 0.0]]).double())
     metric = Metric("full", torch.eye(3).double())
     return measured_bounds(w, op, metric, None, rng=generator(), seen=seen, spectral=False)[0]
 
@@ -144,12 +144,22 @@ def test_what_the_coordinates_are_off_by_is_allowed_for() -> None:
         assert in_coordinates(Coordinates(a, slack, doubt)).lower == 0.0
 
 
+def test_what_forming_the_rest_of_the_coordinates_did_is_allowed_for() -> None:
+    """Beside a direction of 4e6, which takes four roundings of itself and of what is subtracted."""
+    a = torch.diag(torch.tensor([4e6, 3.0, 2.0, 0.0], dtype=torch.float64))
+    bound = in_coordinates(Coordinates(a, 0.0, 0.0))
+    rest = math.sqrt(13) + 4 * EPS / 2 * 8e6
+    assert bound.upper - bound.achieved == pytest.approx(
+        math.hypot(rest, 0.125) - math.hypot(math.sqrt(13), 0.125), rel=1e-3, abs=0.0
+    )
+
+
 def test_products_with_the_matrix_add_to_what_is_missed_within_the_span() -> None:
     """Nothing is left beside it: what is said beyond 0.125 is the rounding of four rows and of three columns."""
     bound = in_coordinates(Coordinates(torch.zeros(4, 4, dtype=torch.float64), 0.0, 0.0))
     reach = math.sqrt(3)
     assert bound.achieved == 0.125
-    assert bound.upper - 0.125 == pytest.approx(reach * (4 + 3 * 0.125) * EPS, rel=0.02, abs=0.0)
+    assert bound.upper - 0.125 == pytest.approx(reach * (4 * 2.0 + 3 * 0.125) * EPS, rel=0.02, abs=0.0)
     assert bound.scale == 0.0
     assert bound.lower == 0.0
 
@@ -164,7 +174,7 @@ def test_bounds_in_a_full_metric_are_as_probable_as_the_norm_of_what_is_left(mon
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, error: float, dtype: torch.dtype = torch.float32) -> list[str]:
-    """Which bases are made for a matrix of two entries, 1 and ``error``, of which the first one is met."""
+    """Which bases are made for a matrix of two entries, 1 and ``error``, of which the first one is met, with a norm of 2."""
     as_if_large(monkeypatch)
     w = torch.zeros(4, 5, dtype=dtype)
     w[0, 0], w[1, 1] = 1.0, error
@@ -172,7 +182,7 @@ def looks(monkeypatch: pytest.MonkeyPatch, error: float, dtype: torch.dtype = to
     made: list[str] = []
     for name in ("rough", "of"):
         monkeypatch.setattr(Basis, name, _noting(made, name, getattr(Basis, name)))
-    measured_bounds(w, op, Metric.plain(), None, rng=generator(), sizes=(1.0, 1.0))
+    measured_bounds(w, op, Metric.plain(), None, rng=generator(), sizes=(2.0, 2.0))
     return made
 
 
@@ -200,11 +210,11 @@ LEAST = math.sqrt(4 * (128 + 4 / 128 + 2) * 2.0**-24 / 5e-3)
 def test_a_rough_basis_is_for_errors_that_it_tells(
     share: float, dtype: torch.dtype, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert looks(monkeypatch, share * LEAST * (1.05 if dtype == torch.bfloat16 else 1.0), dtype) == made
+    assert looks(monkeypatch, 2 * share * LEAST * (1.05 if dtype == torch.bfloat16 else 1.0), dtype) == made
 
 
 def test_a_rough_basis_that_is_just_good_enough_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enclosure, "COARSE", 16 * (128 + 4 / 128 + 2) * 2.0**-24)
+    monkeypatch.setattr(enclosure, "COARSE", 64 * (128 + 4 / 128 + 2) * 2.0**-24)
     assert looks(monkeypatch, 0.5) == ["rough"]
 
 
