@@ -153,13 +153,14 @@ def test_a_value_that_the_energy_of_others_may_hide_is_lessened_by_what_that_may
     assert told(coupling=0.0, below=1e-8).value == 0.0
 
 
-def test_directions_that_lie_within_the_span_are_not_counted_twice() -> None:
+@pytest.mark.parametrize("within", [1e-9, 0.6, 1.0, 1e6])
+def test_directions_that_lie_within_the_span_are_not_counted_twice(within: float) -> None:
     """Three probes of a matrix with three rows, of which the basis holds two already."""
     w = torch.diag(torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64))
     left = torch.eye(3, 2, dtype=torch.float64)
     basis = Basis(left, torch.eye(2, dtype=torch.float64), w[:2])
     residual = Known(w, w - left @ w[:2])
-    probes = torch.tensor([[1e-9, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
+    probes = torch.tensor([[within, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], dtype=torch.float64)
     floors = enclosure._posterior(residual, w[:2], basis, SpectralNorm(0.5, 0.5, 0.0, probes))
     assert floors.value == pytest.approx(0.5, rel=1e-9)
     assert floors.top == pytest.approx(3.0, rel=1e-12)
