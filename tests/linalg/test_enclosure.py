@@ -67,6 +67,16 @@ def test_in_a_full_metric_every_column_adds_to_the_rounding_of_the_norm() -> Non
     assert own.upper - own.achieved == pytest.approx((4 / 2 + n) * EPS * reach, rel=0.01, abs=0.0)
 
 
+def test_in_the_metric_of_a_moment_an_error_that_counts_nothing_may_be_hidden_by_rounding() -> None:
+    """Of the root of two roundings of it, and of what forming it may have put it off: here as much again as it is."""
+    w = torch.diag(torch.tensor([1.0, 4 * EPS], dtype=torch.float64))
+    op = Factors(torch.eye(2, 1).double(), torch.eye(1, 2).double())
+    metric = Metric("inputs", moment=torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)))
+    own = measured_bounds(w, op, metric, by_values(w, metric), rng=generator())[0]
+    assert own.achieved == 0.0
+    assert own.upper == pytest.approx(4 * EPS * (1 + 2 * math.sqrt(2 * EPS)), rel=1e-9, abs=0.0)
+
+
 @pytest.mark.parametrize("optimum", [True, False])
 @pytest.mark.parametrize("form", ["plain", "diagonal", "full"])
 def test_bounds_come_in_the_norms_that_are_wanted(form: str, optimum: bool) -> None:

@@ -158,6 +158,26 @@ def test_without_an_accuracy_it_is_a_fifth_of_a_percent() -> None:
     assert route.accuracies == [2e-3, 0.25]
 
 
+@pytest.mark.parametrize(
+    ("spectral", "route"), [(False, Automatic(small=256, single=True)), (True, Automatic(small=1024, single=False))]
+)
+def test_eigenvectors_in_float32_are_for_where_no_spectral_bound_is_wanted(
+    spectral: bool, route: Automatic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(steps((0, 4.0)))
+    routes = []
+
+    def noted(*args: object) -> Prepared:
+        routes.append(args[-1])
+        return Prepared(asked)
+
+    monkeypatch.setattr(truncated, "analysed", noted)
+    truncated_svd(torch.zeros(SIDE, SIDE), 2, spectral=spectral)
+    truncated_svd(torch.zeros(SIDE, SIDE), 2, spectral=spectral, route=Noting())
+    assert routes == [route, Noting()]
+    assert asked.fitted == [2, 2]
+
+
 @pytest.mark.parametrize(("side", "how"), [(256, "exact, by LAPACK: the smaller side is 256"), (257, "iteration")])
 def test_up_to_a_side_of_256_nothing_is_iterated_for(side: int, how: str) -> None:
     w = with_spectrum(side, 300, torch.arange(1, 61, dtype=torch.float64) ** -0.5).to(torch.float32)
