@@ -35,10 +35,12 @@ class Prepared:
 
     def tails(self, rank: int, rng: Generator) -> Tensor:
         self.asked.searched.append(rank)
+        assert len(self.asked.searched) < 50, "the search comes to no end"
         return torch.tensor(self.asked.tails[: None if self.asked.whole else rank + 1], dtype=torch.float64)
 
     def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool) -> Fit:
         self.asked.fitted.append(rank)
+        assert len(self.asked.fitted) < 50, "the search comes to no end"
         upper = self.asked.errors.get(rank, 0.0)
         bound = Bound(norm="frobenius", lower=0.0, achieved=upper, upper=upper, scale=2.0)
         return Fit(op=Factors(torch.zeros(SIDE, rank), torch.zeros(rank, SIDE)), bounds=(bound,), how="noted")
