@@ -11,9 +11,13 @@ from torch import Generator, Tensor
 
 from eckart.kernels.randomized import InMemory, Products, Subspace, ritz_subspace
 from eckart.linalg import Automatic, Lapack, SubspaceIteration, Truncation, truncation
+from eckart.linalg.factored import FactoredTruncation
+from eckart.linalg.implicit import ImplicitTruncation
+from eckart.linalg.truncated import Analysed
 from eckart.linalg.truncation import checked_rank, energies_left, seeded
-from eckart.metric import Metric
-from eckart.operator import Factors
+from eckart.linalg.weighed import WeighedTruncation
+from eckart.metric import Metric, TwoSided
+from eckart.operator import Dense, Factors
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,15 @@ def test_what_is_no_matrix_is_named() -> None:
     with pytest.raises(ValueError, match=r"wanted, not a tensor of shape \(3, 4\) in torch.int32"):
         Truncation(torch.ones(3, 4, dtype=torch.int32), plain, 0.0)
     assert Truncation(torch.ones(3, 4), plain, 0.0).shape == (3, 4)
+
+
+def test_what_is_not_finite_is_refused_and_what_is_too_large_is_not() -> None:
+    w = torch.ones(3, 4, dtype=torch.float64)
+    assert Truncation(1e200 * w, Metric.plain(), 0.0).size == math.inf
+    for bad in (math.nan, math.inf, -math.inf):
+        w[1, 2] = bad
+        with pytest.raises(ValueError, match="the 3 x 4 matrix holds NaN or infinity"):
+            Truncation(w, Metric.plain(), 0.0)
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -156,6 +169,26 @@ def test_a_decomposition_serves_all_ranks(monkeypatch: pytest.MonkeyPatch) -> No
         prepared.fit(rank, dtype=torch.float64, rng=generator())
         prepared.tails(rank, generator())
     assert taken == [1]
+
+
+@pytest.mark.parametrize(
+    "prepared",
+    [
+        Truncation(fixed(), Metric.plain(), 0.0),
+        Truncation(fixed(), Metric.plain(), 0.0, SubspaceIteration()),
+        Truncation(fixed(), Metric("diagonal", torch.ones(9)), 0.0, SubspaceIteration()),
+        ImplicitTruncation(Dense(fixed()), Metric.plain(), 0.0, Automatic()),
+        ImplicitTruncation(Dense(fixed()), Metric.plain(), 0.0, SubspaceIteration()),
+        FactoredTruncation(Factors(gaussian(9, 3, 1), gaussian(3, 8, 2)), Metric.plain()),
+        WeighedTruncation(fixed(), TwoSided("rows", torch.ones(12)), 0.0),
+        WeighedTruncation(fixed(), TwoSided("rows", torch.ones(12)), 0.0, SubspaceIteration()),
+    ],
+    ids=lambda prepared: type(prepared).__name__,
+)
+def test_a_spectral_bound_is_there_unless_it_is_not_wanted(prepared: Analysed) -> None:
+    full = prepared.fit(2, dtype=torch.float64, rng=generator())  # type: ignore[call-arg]
+    lean = prepared.fit(2, dtype=torch.float64, rng=generator(), spectral=False)
+    assert [bound.norm for bound in full.bounds] == [*(bound.norm for bound in lean.bounds), "spectral"]
 
 
 # ---- what is left ---------------------------------------------------------------------------------------------------
