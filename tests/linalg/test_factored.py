@@ -127,3 +127,6 @@ def test_a_rank_that_the_matrix_does_not_have_is_refused() -> None:
             prepared.fit(rank, dtype=torch.float64, rng=generator())
     names = [b.norm for b in prepared.fit(3, dtype=torch.float64, rng=generator(), spectral=False).bounds]
     assert names == ["frobenius"]
+    weighed = FactoredTruncation(worked(), Metric("scale", torch.ones(5)))
+    names = [b.norm for b in weighed.fit(3, dtype=torch.float64, rng=generator(), spectral=False).bounds]
+    assert names == ["scale", "frobenius"]
