@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 import eckart.linalg.weighed as weighed_module
 from eckart.kernels.randomized import Products, Subspace, ritz_subspace
 from eckart.linalg import Automatic, Lapack, Route, bounds_of
+from eckart.linalg.remainder import Formed
 from eckart.linalg.weighed import WeighedTruncation
 from eckart.metric import Coordinates, Metric, TwoSided
 from eckart.operator import Factors
@@ -84,6 +85,22 @@ def test_what_is_decomposed_is_not_seen_in_other_coordinates(monkeypatch: pytest
     assert all(bound.delta is None for bound in fit.bounds)
 
 
+def test_without_a_spectral_bound_no_spectral_norm_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Formed, "spectral_norm", lambda *_: pytest.fail("looked for"))
+    metric = TwoSided("own", rows(14), metrics_for(9)["diagonal"])
+    prepared = WeighedTruncation(gaussian(14, 9, 1), metric, 0.0)
+    fit = prepared.fit(3, dtype=torch.float64, rng=generator(), spectral=False)
+    assert [bound.norm for bound in fit.bounds] == ["own", "frobenius"]
+
+
+@pytest.mark.parametrize("rank", [0, 10])
+def test_a_rank_that_the_matrix_does_not_have_is_refused(rank: int) -> None:
+    """Also where fewer rows count than that."""
+    prepared = WeighedTruncation(gaussian(14, 9, 1), TwoSided("few", gaussian(4, 14, 2)), 0.0)
+    with pytest.raises(ValueError, match=rf"rank {rank} of a 14 x 9 matrix: give one from 1 to 9"):
+        prepared.fit(rank, dtype=torch.float64, rng=generator())
+
+
 @pytest.mark.parametrize(
     ("side", "route", "certain"), [(8, Axes(), True), (9, Axes(), False), (8, Lapack(), True), (9, Lapack(), True)]
 )
@@ -129,7 +146,7 @@ def test_errors_to_expect_are_those_of_the_weighed_matrix(large: bool, monkeypat
 def test_directions_whose_squares_are_rounding_are_not_told(weight: float, kept: int) -> None:
     """The square of the smaller weight must be above four roundings of that of the larger one, for four rows."""
     w = torch.eye(4, dtype=torch.float64)[:, :2].contiguous()
-    metric = TwoSided("rows", torch.tensor([1.0, weight, 0.0, 0.0], dtype=torch.float64))
+    metric = TwoSided("rows", 4 * torch.tensor([1.0, weight, 0.0, 0.0], dtype=torch.float64))
     op = WeighedTruncation(w, metric, 0.0).fit(2, dtype=torch.float64, rng=generator()).op
     assert isinstance(op, Factors)
     assert int((op.left.norm(dim=0) > 0).sum()) == kept
