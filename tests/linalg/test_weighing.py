@@ -142,7 +142,7 @@ def test_errors_to_expect_are_those_of_the_weighed_matrix(large: bool, monkeypat
     assert [rank for rank, _ in route.asked] == [4, 4]
 
 
-@pytest.mark.parametrize(("weight", "kept"), [(0.99 * 2.0**-25, 1), (2.0**-25, 1), (1.01 * 2.0**-25, 2), (0.5, 2)])
+@pytest.mark.parametrize(("weight", "kept"), [(0.99 * 2.0**-25, 1), (1.01 * 2.0**-25, 2), (0.5, 2)])
 def test_directions_whose_squares_are_rounding_are_not_told(weight: float, kept: int) -> None:
     """The square of the smaller weight must be above four roundings of that of the larger one, for four rows."""
     w = torch.eye(4, dtype=torch.float64)[:, :2].contiguous()
@@ -152,6 +152,14 @@ def test_directions_whose_squares_are_rounding_are_not_told(weight: float, kept:
     assert int((op.left.norm(dim=0) > 0).sum()) == kept
     assert float64(op.left.norm(dim=0)[:kept]) == pytest.approx(np.ones(kept), rel=1e-7)
     assert float64(op.dense())[:2] == pytest.approx(np.diag([1.0, float(kept == 2)]), abs=1e-7)
+
+
+@pytest.mark.parametrize("left", [torch.zeros(4), torch.ones(4)])
+def test_where_nothing_counts_nothing_is_told(left: Tensor) -> None:
+    w = gaussian(4, 3, 1) * float(1 - left[0])
+    op = WeighedTruncation(w, TwoSided("rows", left), 0.0).fit(2, dtype=torch.float64, rng=generator()).op
+    assert isinstance(op, Factors)
+    assert float(op.dense().abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
