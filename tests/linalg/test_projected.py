@@ -260,6 +260,23 @@ def test_what_rounding_does_to_a_column_is_part_of_the_doubt() -> None:
     assert part.doubt == pytest.approx(doubt, rel=1e-7, abs=0.0)
 
 
+def test_a_basis_and_columns_that_are_off_add_up() -> None:
+    """A column of length 6e-44, of which float32 holds two figures, within a basis that is off by a fifth."""
+    u = torch.tensor([[math.cos(0.3)], [math.sin(0.3)], [0.0], [0.0]], dtype=torch.float64)
+    image = 1e-87 * torch.tensor([[4.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    found = replace(first_axis(0.1), u=u, image=image)
+    assert found.skew == pytest.approx(0.21, rel=1e-6)
+    part = Projected.on(found, WORKED, 1e-85, torch.float32)
+    root = float(image.norm()) ** 0.5
+    away = float(np.linalg.norm(part.op.left.double().numpy() / root - u.numpy()))
+    assert away > 1e-3
+    kept = float(part.op.right.double().square().sum()) * root**2
+    # What the columns of a basis that is off by s are off by, and what those off by d from them are.
+    skew = (1 + found.skew) * (1 + away) ** 2 - 1 - found.skew * away**2
+    doubt = 2 * (OFF * math.sqrt(2 + 1.1**2) + away) * 1e-85 * math.sqrt(kept) + 16 * DOUBLE * 4 * 1e-170
+    assert part.doubt == pytest.approx(doubt + skew * kept, rel=1e-7, abs=0.0)
+
+
 # A basis that is off by this share is feared as long as that is less than a twentieth of a percent of what is left, 16 times it here.
 FEARED = 5e-4 * 14.0 / 16.0
 

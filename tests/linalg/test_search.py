@@ -12,7 +12,7 @@ from eckart.bound import Bound
 from eckart.fit import Fit
 from eckart.kernels.randomized import Products, Subspace
 from eckart.linalg import Automatic, truncated, truncated_svd
-from eckart.metric import Metric
+from eckart.metric import Metric, TwoSided
 from eckart.operator import Dense, Factors, Sum, in_dtype
 
 SIDE = 100
@@ -243,3 +243,13 @@ def test_without_a_generator_it_is_that_of_the_seed_0() -> None:
     none, zero, one = (truncated_svd(w, 3, rng=rng) for rng in (None, generator(0), generator(1)))
     assert torch.equal(none.op.tensors()["left"], zero.op.tensors()["left"])
     assert not torch.equal(none.op.tensors()["left"], one.op.tensors()["left"])
+
+
+def test_for_a_metric_with_a_left_side_an_operator_is_formed() -> None:
+    w = torch.diag(torch.tensor([3.0, 2.0], dtype=torch.float64))
+    metric = TwoSided("rows", torch.tensor([1.0, 2.0], dtype=torch.float64))
+    for a in (w, Dense(w), Sum((Dense(w / 2), Dense(w / 2))), Factors(w, torch.eye(2, dtype=torch.float64))):
+        fit = truncated_svd(a, 1, metric=metric)
+        assert fit.bounds[0].achieved == pytest.approx(3.0, rel=1e-12)
+        assert fit.bounds[0].norm == "rows"
+        assert fit.op.dense().tolist()[1] == pytest.approx([0.0, 2.0], abs=1e-12)
