@@ -102,7 +102,7 @@ def _plain_bounds(
         assert basis is not None
         assert enclosed is not None
         floors = _posterior(plainly, op.right, basis, enclosed)
-    own = _frobenius(PLAIN, plainly, plainly.scale, floors, plainly.size + plainly.slack)
+    own = _frobenius(PLAIN, plainly, plainly.scale, floors, plainly.size)
     return (own, _spectral(plainly, enclosed, floors)) if spectral and enclosed is not None else (own,)
 
 
@@ -173,7 +173,7 @@ def _exact(found: SVD, rank: int) -> _Floors:
 
 
 def _frobenius(metric: Metric, residual: Formed, scale: float, floors: _Floors, size: float) -> Bound:
-    """The bound in a metric; ``size`` is at least the Frobenius norm of the error."""
+    """The bound in a metric; ``size`` is at least the Frobenius norm of the error where the metric is not the plain one."""
     norm = residual.norm(metric)
     achieved = max(norm, floors.tail)  # rounding alone could put a perfect fit below what is possible
     return Bound(
@@ -188,7 +188,7 @@ def _frobenius(metric: Metric, residual: Formed, scale: float, floors: _Floors, 
 
 def _as_seen(name: str, remainder: Remainder, floors: _Floors | None) -> Bound:
     lower = None if floors is None else floors.tail
-    achieved = max(remainder.size, lower or 0.0)
+    achieved = remainder.size if lower is None else max(remainder.size, lower)
     return Bound(
         norm=name,
         lower=lower,

@@ -106,9 +106,9 @@ class ImplicitTruncation:
         return self._formed.tails(rank, rng) if found is None else energies_left(self.size**2, found)
 
     def _iterated(self, rank: int, rng: Generator) -> tuple[Subspace | None, str]:
-        why = self.route.exact(self.target.shape, rank, self.metric, self.accuracy)
-        if why is not None or not self.metric.is_diagonal:  # a full metric sees it through products with all columns
-            return None, why or f"the {self.metric.name} metric is a full one"
+        exact = self.route.exact(self.target.shape, rank, self.metric, self.accuracy) is not None
+        if exact or not self.metric.is_diagonal:  # a full metric sees it through products with all columns
+            return None, "formed"  # why, the matrix says that is formed
         # Rounding is relative to the parts: where these cancel, float32 would leave little that is true.
         cancels = magnitude(self.target) > CANCELLATION * norm_of(self.target)
         a = Through(self.target, self.metric.right, torch.float64 if cancels else torch.float32)
