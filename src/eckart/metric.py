@@ -13,7 +13,7 @@ from torch import Tensor
 from eckart.kernels.norms import frobenius_norm
 from eckart.kernels.panels import PANEL, panels
 from eckart.kernels.svd import EPS, LAPACK_SIDE, SVD, gram_svd, singular_values, svd
-from eckart.kernels.symmetric import add_gram, nearly_cholesky, psd_root
+from eckart.kernels.symmetric import add_gram, least_share, nearly_cholesky, psd_root
 
 _ROOTS = Lock()  # maps share a metric: the root is taken by the first thread that asks, and the others wait for it
 
@@ -85,7 +85,7 @@ class Metric:
     def root(self) -> Tensor | None:
         """R where it is a matrix or a vector; of a moment it is taken once and kept."""
         if self.moment is None:
-            return self.right
+            return None if self.right is None else self.right.to(torch.float64)
         with _ROOTS:
             return self._root_of_moment
 
@@ -138,7 +138,9 @@ class Metric:
             found = (svd if vectors else singular_values)(self.whiten(matrix), lapack_side)
         else:
             found = self._turned(matrix, columns, vectors=vectors)
-        return replace(found, slack=found.slack + self._rounding(matrix))
+        # The root of a moment has lost what rounding does to the moment, which in directions that hardly count is a large share.
+        doubt = 0.0 if self.moment is None else math.sqrt(min(m, n)) * self._rounding_sq(matrix)
+        return replace(found, slack=found.slack + self._rounding(matrix), slack_sq=found.slack_sq + doubt)
 
     def _turned(self, matrix: Tensor, columns: int, *, vectors: bool) -> SVD:
         """The right singular vectors of ``matrix @ R``, which is never formed as a whole."""
@@ -156,9 +158,16 @@ class Metric:
         m, n = matrix.shape
         slack = doubt = 0.0
         if self.moment is not None and m <= n:
-            gram = self._outputs(matrix)
+            gram, rounding = self._outputs(matrix), self._rounding_sq(matrix)
+            doubt = math.sqrt(m) * rounding
             a, share = nearly_cholesky(gram)
-            doubt = math.sqrt(m) * self._rounding_sq(matrix) + share * float(gram.trace())
+            if share > least_share(
+                m
+            ):  # not semidefinite: what the metric hardly sees is drowned by the rounding of products
+                gram.diagonal().add_(rounding)
+                doubt += m * rounding
+                a, share = nearly_cholesky(gram)
+            doubt += share * max(0.0, float(gram.trace()))
         elif self.moment is not None:
             with _ROOTS:
                 triangle, share = self._triangle

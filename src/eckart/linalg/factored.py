@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -69,7 +69,7 @@ class FactoredTruncation:
     @cached_property
     def optimum(self) -> tuple[SVD, SVD]:
         """The decompositions in the metric, and in the plain one without vectors."""
-        whitened = _decomposed(Factors(self.target.left, self.metric.whiten(self.target.right)))
+        whitened = self._inside(self.target)
         return whitened, whitened if self.metric.is_plain else _decomposed(self.target)
 
     def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool = True) -> Fit:
@@ -85,6 +85,11 @@ class FactoredTruncation:
         """As ``Truncation.tails``; exact."""
         return self.optimum[0].tails()
 
+    def _inside(self, op: Factors) -> SVD:
+        """The decomposition in the metric, with what rounding the right factor's product with the root may have done."""
+        found = _decomposed(Factors(op.left, self.metric.whiten(op.right)))
+        return replace(found, slack=found.slack + self.metric.slack(magnitude(op), 0.0))
+
     def _bounds(self, op: Factors) -> tuple[Bound, ...]:
         wide = in_dtype(op, torch.float64)
         left = torch.cat([self.target.left, -wide.left], dim=1)
@@ -93,7 +98,7 @@ class FactoredTruncation:
         rest = _decomposed(Factors(left, right))
         bounds = [_enclosed("frobenius", plainly, rest, op.rank)]
         if not self.metric.is_plain:
-            own = _decomposed(Factors(left, self.metric.whiten(right)))
+            own = self._inside(Factors(left, right))
             bounds.insert(0, _enclosed(self.metric.name, inside, own, op.rank))
         top, floor = float(rest.s[0]), plainly.value_floor(op.rank)
         achieved = max(top, floor)

@@ -98,7 +98,12 @@ def stored(u: Tensor, target: Tensor | Operator, dtype: torch.dtype) -> tuple[Fa
     u = u.to(torch.float64)
     left = (u * lengths(image(u, target), dtype)).to(dtype).contiguous()
     basis = Basis.of(left, target)
-    return Factors(left, basis.right().to(dtype).contiguous()), basis
+    right = basis.right().to(dtype).contiguous()
+    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
+        raise ValueError(
+            f"the factors of this {len(u)} x {right.shape[1]} matrix go beyond {dtype}: give a wider dtype"
+        )
+    return Factors(left, right), basis
 
 
 def lengths(right: Tensor, dtype: torch.dtype) -> Tensor:

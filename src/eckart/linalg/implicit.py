@@ -87,7 +87,8 @@ class ImplicitTruncation:
 
     @cached_property
     def _formed(self) -> Truncation:
-        return Truncation(self.target.dense(), self.metric, self.accuracy, self.route)
+        # In float64: what a narrower type would round while it is formed no bound knows of.
+        return Truncation(in_dtype(self.target, torch.float64).dense(), self.metric, self.accuracy, self.route)
 
     def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool = True) -> Fit:
         """As ``Truncation.fit``; ``how`` says so where the matrix had to be formed."""

@@ -15,7 +15,7 @@ from eckart.linalg.routes import Automatic, Route
 from eckart.linalg.truncation import Truncation
 from eckart.linalg.weighed import WeighedTruncation
 from eckart.metric import Metric, TwoSided
-from eckart.operator import Dense, Operator
+from eckart.operator import Dense, Operator, in_dtype
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
 FIRST_GUESS = 16  # the rank at which the search for one that is good enough begins
@@ -79,7 +79,7 @@ def truncated_svd(
     Raises ``ValueError`` for a size that is impossible or not given once, for what is no matrix of floating-point numbers or
     holds NaN or infinity, for a negative ``accuracy``, and for an ``error`` that factors in ``dtype`` cannot come down to.
     """
-    if accuracy < 0:
+    if not accuracy >= 0:
         raise ValueError(f"the accuracy is a share of the smallest error and not below 0: {accuracy:g}")
     rng = rng or Generator().manual_seed(0)
     dtype = dtype or _dtype_of(a)
@@ -107,11 +107,12 @@ def analysed(a: Tensor | Operator, metric: Metric | TwoSided, accuracy: float, r
     if isinstance(a, Dense):
         a = a.matrix
     if isinstance(metric, TwoSided):
-        return WeighedTruncation(a if isinstance(a, Tensor) else a.dense(), metric, accuracy, route)
+        formed = a if isinstance(a, Tensor) else in_dtype(a, torch.float64).dense()
+        return WeighedTruncation(formed, metric, accuracy, route)
     if isinstance(a, Tensor):
         return Truncation(a, metric, accuracy, route)
     factors = low_rank_form(a)
-    if factors is not None and factors.rank < min(a.shape):
+    if factors is not None and 0 < factors.rank < min(a.shape):
         return FactoredTruncation(factors, metric)
     return ImplicitTruncation(a, metric, accuracy, route)
 
@@ -132,8 +133,9 @@ def _within(
     while True:
         fit = prepared.fit(rank, dtype=dtype, rng=rng, spectral=spectral)
         own = fit.bounds[0]
-        # A full rank has nothing to leave out: what remains there is the rounding of the factors.
-        if own.upper <= share**0.5 * own.scale or (rank == most and share == 0):
+        # A full rank has nothing to leave out: what remains there is the rounding of the factors. Of what the metric does not see
+        # nothing is to be kept.
+        if own.upper <= share**0.5 * own.scale or (rank == most and share == 0) or own.scale == 0:
             return fit
         if rank == most:
             raise ValueError(
