@@ -104,7 +104,7 @@ def test_of_two_orders_that_with_the_smaller_grid_is_taken() -> None:
             object.__setattr__(self, "seen", tuple(x.shape))
             return super().__matmul__(x)
 
-    for (m, n), (p, q) in [((2, 5), (3, 4)), ((5, 2), (3, 4)), ((2, 5), (4, 3)), ((5, 2), (4, 3))]:
+    for (m, n), (p, q) in [((2, 5), (3, 4)), ((5, 2), (3, 4)), ((2, 5), (4, 3)), ((5, 2), (4, 3)), ((2, 3), (2, 3))]:
         a, b = Watched(gaussian(m, n)), Watched(gaussian(p, q))
         Kronecker(a, b) @ gaussian(n * q, 1)
         b_first = {a.seen: True, b.seen: False}
