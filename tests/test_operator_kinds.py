@@ -247,6 +247,7 @@ def test_indices_are_as_narrow_as_they_may_be(count: int, dtype: torch.dtype) ->
     ]
     wide = Sparse.of(torch.ones(1, count + 1), torch.arange(count + 1)[None] == count)
     assert wide.columns.tolist() == [count]
+    assert wide.columns.dtype == dtype
     assert float((wide @ torch.arange(count + 1.0))[0]) == count
 
 

@@ -80,7 +80,7 @@ class Sparse:
             )
         offsets = F.pad(mask.sum(1).cumsum(0), (1, 0))
         columns = mask.nonzero()[:, 1]
-        return cls(matrix[mask], _narrow(columns, matrix.shape[1]), _narrow(offsets, len(columns)), matrix.shape[1])
+        return cls(matrix[mask], _narrow(columns, matrix.shape[1] - 1), _narrow(offsets, len(columns)), matrix.shape[1])
 
     @property
     def shape(self) -> tuple[int, int]:
