@@ -96,6 +96,17 @@ def test_what_a_kronecker_sum_leaves_in_the_spectral_norm_by_hand() -> None:
     assert bound.scale == pytest.approx(8.0, rel=1e-12)
 
 
+def test_a_kronecker_sum_refuses_by_the_shape_that_was_given() -> None:
+    """And not by that of the rearranged blocks, of which nobody knows."""
+    a = gaussian(4, 6)
+    a[1, 2] = math.nan
+    with pytest.raises(ValueError, match="the 4 x 6 matrix holds NaN or infinity"):
+        kronecker_sum(a, 1, (2, 2))
+    for other in (torch.ones(4), torch.ones(2, 2, 2), torch.ones(4, 4, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="a matrix of floating-point numbers is wanted, not a tensor of shape"):
+            kronecker_sum(other, 1, (2, 2))
+
+
 # ---- what each bond of a train leaves ----------------------------------------------------------------------------------
 
 

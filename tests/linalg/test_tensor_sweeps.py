@@ -92,8 +92,8 @@ def test_where_nothing_is_to_be_gained_one_sweep_is_made(a: Tensor, monkeypatch:
 
 
 def test_the_axis_that_shrinks_most_is_multiplied_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From 20 x 10 x 30 to 20 x 5 x 1: the last axis, then the second, then the first, which stays as long as it is."""
-    bases = [torch.ones(20, 20), torch.ones(10, 5), torch.ones(30, 1)]
+    """From 20 x 4 x 30 to 20 x 2 x 1: the last axis, then the second, then the first, which stays as long as it is."""
+    bases = [torch.ones(20, 20), torch.ones(4, 2), torch.ones(30, 1)]
     seen, product = [], torch.tensordot
 
     def watched(basis: Tensor, tensor: Tensor, **dims: Any) -> Tensor:
@@ -101,5 +101,5 @@ def test_the_axis_that_shrinks_most_is_multiplied_first(monkeypatch: pytest.Monk
         return product(basis, tensor, **dims)
 
     monkeypatch.setattr(torch, "tensordot", watched)
-    assert torch.equal(TENSOR._core(torch.ones(20, 10, 30), bases), torch.full((20, 5, 1), 6000.0))
-    assert seen == [(20, 10, 30), (20, 10, 1), (20, 5, 1)]
+    assert torch.equal(TENSOR._core(torch.ones(20, 4, 30), bases), torch.full((20, 2, 1), 2400.0))
+    assert seen == [(20, 4, 30), (20, 4, 1), (20, 2, 1)]
