@@ -46,6 +46,14 @@ def test_a_panelled_matrix_multiplies_in_the_type_of_the_other(shape: tuple[int,
     assert Panelled(matrix).tensors()["matrix"] is Panelled(matrix).dense() is matrix or dtype != torch.float64
 
 
+@pytest.mark.parametrize("size", [511, 513, 1024, 1])
+@pytest.mark.parametrize("op", [Panelled(torch.ones(3, 512)), Panelled(torch.ones(512, 3)).T], ids=["rows", "columns"])
+def test_operands_that_fill_other_panels_are_refused(op: Panelled, size: int) -> None:
+    for x in (torch.ones(size), torch.ones(size, 2)):
+        with pytest.raises((ValueError, RuntimeError)):  # torch's own sentence
+            op @ x
+
+
 def test_a_panelled_matrix_is_of_its_shape() -> None:
     op = Panelled(torch.zeros(3, 5))
     assert (op.shape, op.T.shape, op.T.T.shape) == ((3, 5), (5, 3), (3, 5))
