@@ -28,6 +28,19 @@ def test_symmetric_is_what_differs_by_no_more_than_sixteen_units_of_rounding_for
         nystrom(skewed(n, 16 * n + 1, size), 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [2, 100])
+def test_entries_of_narrow_types_may_differ_by_sixteen_units_of_their_own_however_many_there_are(
+    n: int, dtype: torch.dtype
+) -> None:
+    a = torch.eye(n, dtype=dtype)
+    a[0, 1] = 16 * torch.finfo(dtype).eps
+    assert nystrom(a, 1).op.shape == (n, n)
+    a[0, 1] = 17 * torch.finfo(dtype).eps
+    with pytest.raises(ValueError, match="is not symmetric"):
+        nystrom(a, 1)
+
+
 def test_there_is_nothing_to_choose_from_in_an_empty_matrix() -> None:
     with pytest.raises(ValueError, match="1 of 0 columns"):
         nystrom(torch.zeros(0, 0), 1)
