@@ -197,6 +197,8 @@ def test_a_train_of_rank_one_is_a_kronecker_product() -> None:
 def test_the_transpose_of_a_train_swaps_rows_and_columns_of_its_cores() -> None:
     op = train((2, 3), (4, 1), 2, torch.float64)
     assert [tuple(core.shape) for core in op.T.cores] == [(1, 4, 2, 2), (2, 1, 3, 1)]
+    assert op.ranks == op.T.ranks == (2,)
+    assert train((4, 5, 6), (1, 1, 1), 3, torch.float64).ranks == (3, 3)
 
 
 def test_cores_that_make_no_train_are_refused() -> None:
