@@ -1,5 +1,6 @@
 """What is particular to each kind of operator: worked examples, and NumPy and SciPy as oracles of the dense matrix."""
 
+from dataclasses import make_dataclass
 from functools import reduce
 from importlib import import_module
 from itertools import product
@@ -28,6 +29,7 @@ from eckart.operator import (
     Transposed,
     monarch,
 )
+from eckart.operator.fields import Role, roles
 
 EPS = 2.0**-52
 
@@ -451,3 +453,11 @@ def test_only_what_has_a_product_of_its_own_is_transposed_by_it() -> None:
     assert Transposed(sparse(3, 4, 0.5, torch.float32)).shape == (4, 3)
     with pytest.raises(ValueError, match="a Dense has no transpose_matmul: its transpose is its own T"):
         Transposed(Dense(torch.eye(2)))  # type: ignore[arg-type]
+
+
+def test_a_class_with_a_field_that_no_file_holds_is_refused_by_name() -> None:
+    whole = make_dataclass("Whole", [("matrix", Tensor), ("parts", tuple[Operator, ...]), ("count", int)])
+    assert roles(whole) == {"matrix": Role.TENSOR, "parts": Role.OPERATORS, "count": int}
+    odd = make_dataclass("Odd", [("matrix", Tensor), ("places", list[int])])
+    with pytest.raises(TypeError, match=r"Odd\.places is a list\[int\], which no file of operators can hold"):
+        roles(odd)
