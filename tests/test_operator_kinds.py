@@ -276,6 +276,14 @@ def test_indices_that_make_no_matrix_are_refused(
         Sparse(torch.ones(3), torch.tensor(columns, dtype=dtype), torch.tensor(offsets, dtype=dtype), 3)
 
 
+def test_on_the_meta_device_indices_say_nothing() -> None:
+    """There are none to look at, but their shapes and types are known."""
+    values, index = torch.empty(3, device="meta"), torch.empty(3, dtype=torch.int16, device="meta")
+    assert Sparse(values, index, index, 7).shape == (2, 7)
+    with pytest.raises(ValueError, match="the width is not negative"):
+        Sparse(values, index, index, -1)
+
+
 def test_other_indices_masks_and_widths_are_refused() -> None:
     values, columns, offsets = torch.ones(1), torch.tensor([0]), torch.tensor([0, 1])
     for wrong in [(columns.float(), offsets, 2), (columns, offsets.byte(), 2), (columns, offsets, -1)]:

@@ -107,6 +107,15 @@ def test_a_kronecker_sum_refuses_by_the_shape_that_was_given() -> None:
             kronecker_sum(other, 1, (2, 2))
 
 
+def test_a_core_beyond_the_range_of_its_type_is_refused() -> None:
+    """All that there is of a constant tensor is one number, its norm: 640 times the 200 that each entry is."""
+    a = torch.full((64, 80, 80), 200.0, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"the core has entries too large for torch\.float16: give a dtype of wider"):
+        tucker(a, (1, 1, 1))
+    assert tucker(a, (1, 1, 1), dtype=torch.bfloat16).bounds[0].relative < 0.02
+    assert tucker(a / 2, (1, 1, 1)).bounds[0].relative < 0.002
+
+
 # ---- what each bond of a train leaves ----------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm, spectral_norm
 from eckart.kernels.svd import EPS, SAFETY, singular_values, svd
 from eckart.linalg.factors import completed
-from eckart.linalg.selected import refuse_no_matrix
+from eckart.linalg.selected import refuse_no_matrix, refuse_overflow
 from eckart.linalg.truncated import truncated_svd
 from eckart.operator import Dense, Factors, Kronecker, Operator, Product, Sum, TensorTrain, in_dtype
 
@@ -142,7 +142,8 @@ def tucker(
     >>> bool(torch.allclose(fit.op.dense().reshape(a.shape), a, atol=1e-5)), fit.bounds[0].achieved < 1e-5
     (True, True)
 
-    Raises ``ValueError`` for a tensor of order below 2, NaN or infinity, and ranks that are not one for each axis, within its size.
+    Raises ``ValueError`` for a tensor of order below 2, NaN or infinity, ranks that are not one for each axis, within its size, and
+    a ``dtype`` that can't hold the core.
     """
     shape = tuple(a.shape)
     if a.ndim < 2 or not a.is_floating_point():
@@ -165,11 +166,12 @@ def tucker(
         before, energy = energy, float(_core(tensor, bases).square().sum())
         if energy - before <= STALLED * max(whole - energy, 0.0) + max(shape) * EPS * whole:
             break
-    core = _unfolded(_core(tensor, bases), 0)
+    dtype = dtype or a.dtype
+    core = refuse_overflow(_unfolded(_core(tensor, bases), 0).to(dtype), "the core")
     inner: Operator = Dense(bases[1].contiguous())
     for basis in bases[2:]:
         inner = Kronecker(inner, Dense(basis.contiguous()))
-    op = in_dtype(Product((Dense(bases[0].contiguous()), Dense(core), inner.T)), dtype or a.dtype)
+    op = in_dtype(Product((Dense(bases[0].contiguous()), Dense(core), inner.T)), dtype)
     flat = a.reshape(shape[0], -1)
     how = "higher-order orthogonal iteration from the truncated higher-order SVD"
     return Fit(op=op, bounds=_bounds(flat, op, lower, rng, spectral=spectral), how=how)
