@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from market import gaussian, generator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eckart.operator import (
     BlockDiagonal,
@@ -152,3 +154,19 @@ OPERATORS: Mapping[str, Maker] = {
     **{f"{kind} {i}": maker for kind, makers in MAKERS.items() for i, maker in enumerate(makers)},
     **HYBRIDS,
 }
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor had that was made inside; views of what an operator stores are not."""
+
+    def __init__(self, op: Operator) -> None:
+        super().__init__()
+        self.numbers = 0
+        self.stored = {t.untyped_storage().data_ptr() for t in op.tensors().values()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in self.stored:
+                self.numbers = max(self.numbers, one.untyped_storage().nbytes() // one.element_size())
+        return made

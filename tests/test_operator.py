@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from market import float64, gaussian
-from operators import HYBRIDS, MAKERS, OPERATORS, Maker, blocks, codes, dense, diagonal, factors, sparse, train
+from operators import HYBRIDS, MAKERS, OPERATORS, Largest, Maker, blocks, codes, dense, diagonal, factors, sparse, train
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from eckart.operator import (
     KINDS,
@@ -317,22 +316,6 @@ def test_bytes_of_known_sizes() -> None:
 
 
 # ---- nothing is formed ------------------------------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """Remembers how many numbers the largest tensor had that was made inside; views of what an operator stores are not."""
-
-    def __init__(self, op: Operator) -> None:
-        super().__init__()
-        self.numbers = 0
-        self.stored = {t.untyped_storage().data_ptr() for t in op.tensors().values()}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in self.stored:
-                self.numbers = max(self.numbers, one.untyped_storage().nbytes() // one.element_size())
-        return made
 
 
 SIDE = 4096

@@ -1,16 +1,15 @@
 """What is particular to each kind of operator: worked examples, and NumPy and SciPy as oracles of the dense matrix."""
 
+from dataclasses import make_dataclass
 from functools import reduce
-from importlib import import_module
 from itertools import product
 
 import numpy as np
 import pytest
 import scipy.linalg
-import scipy.sparse
 import torch
-from market import float64, gaussian, generator
-from operators import codes, cube, integers, sparse, train
+from market import float64, gaussian
+from operators import codes, cube, sparse, train
 from torch import Tensor
 
 from eckart.operator import (
@@ -28,6 +27,7 @@ from eckart.operator import (
     Transposed,
     monarch,
 )
+from eckart.operator.fields import Role, roles
 
 EPS = 2.0**-52
 
@@ -104,7 +104,7 @@ def test_of_two_orders_that_with_the_smaller_grid_is_taken() -> None:
             object.__setattr__(self, "seen", tuple(x.shape))
             return super().__matmul__(x)
 
-    for (m, n), (p, q) in [((2, 5), (3, 4)), ((5, 2), (3, 4)), ((2, 5), (4, 3)), ((5, 2), (4, 3))]:
+    for (m, n), (p, q) in [((2, 5), (3, 4)), ((5, 2), (3, 4)), ((2, 5), (4, 3)), ((5, 2), (4, 3)), ((2, 3), (2, 3))]:
         a, b = Watched(gaussian(m, n)), Watched(gaussian(p, q))
         Kronecker(a, b) @ gaussian(n * q, 1)
         b_first = {a.seen: True, b.seen: False}
@@ -197,6 +197,8 @@ def test_a_train_of_rank_one_is_a_kronecker_product() -> None:
 def test_the_transpose_of_a_train_swaps_rows_and_columns_of_its_cores() -> None:
     op = train((2, 3), (4, 1), 2, torch.float64)
     assert [tuple(core.shape) for core in op.T.cores] == [(1, 4, 2, 2), (2, 1, 3, 1)]
+    assert op.ranks == op.T.ranks == (2,)
+    assert train((4, 5, 6), (1, 1, 1), 3, torch.float64).ranks == (3, 3)
 
 
 def test_cores_that_make_no_train_are_refused() -> None:
@@ -204,202 +206,6 @@ def test_cores_that_make_no_train_are_refused() -> None:
     for shapes in wrong:
         with pytest.raises(ValueError, match=r"cores are \(r, m, n, s\)"):
             TensorTrain(tuple(torch.zeros(shape) for shape in shapes))
-
-
-# ---- sparse -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(5, 7), (7, 4), (1, 6), (6, 1), (40, 30)])
-@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
-def test_sparse_matrices_are_those_of_scipy(shape: tuple[int, int], share: float) -> None:
-    matrix, mask = gaussian(*shape, 1), torch.rand(shape, generator=generator(2)) < share
-    op, expected = Sparse.of(matrix, mask), scipy.sparse.csr_array(np.where(mask, matrix, 0.0))
-    assert np.array_equal(op.dense().numpy(), expected.toarray())
-    assert np.array_equal(op.values.numpy(), expected.data)
-    assert np.array_equal(op.columns.numpy(), expected.indices)
-    assert np.array_equal(op.offsets.numpy(), expected.indptr)
-    x, y = gaussian(shape[1], 3, 4), gaussian(shape[0], 3, 5)
-    assert float64(op @ x) == pytest.approx(expected @ x.numpy(), abs=1e-13)
-    assert float64(op.T @ y) == pytest.approx(expected.T @ y.numpy(), abs=1e-13)
-
-
-def test_a_masked_zero_is_an_entry_and_an_unmasked_nan_is_none() -> None:
-    op = Sparse.of(torch.tensor([[0.0, torch.nan], [torch.inf, 2.0]]), torch.tensor([[True, False], [False, True]]))
-    assert op.values.tolist() == [0.0, 2.0]
-    assert (op @ torch.ones(2)).tolist() == [0.0, 2.0]
-
-
-def test_entries_in_any_order_and_twice_add_up() -> None:
-    index = {"columns": torch.tensor([2, 0, 2, 1]), "offsets": torch.tensor([0, 3, 3, 4])}
-    op = Sparse(torch.tensor([1.0, 2.0, 4.0, 8.0]), **index, width=3)
-    expected = [[2.0, 0.0, 5.0], [0.0, 0.0, 0.0], [0.0, 8.0, 0.0]]
-    assert op.dense().tolist() == (op @ torch.eye(3)).tolist() == (op.T @ torch.eye(3)).T.tolist() == expected
-
-
-@pytest.mark.parametrize(("count", "dtype"), [(2**15 - 1, torch.int16), (2**15, torch.int32)])
-def test_indices_are_as_narrow_as_they_may_be(count: int, dtype: torch.dtype) -> None:
-    op = Sparse.of(torch.ones(count, 1), torch.ones(count, 1, dtype=torch.bool))
-    assert (op.columns.dtype, op.offsets.dtype) == (torch.int16, dtype)
-    assert Sparse.of(torch.ones(2, count), torch.ones(2, count, dtype=torch.bool)).offsets.tolist() == [
-        0,
-        count,
-        2 * count,
-    ]
-    wide = Sparse.of(torch.ones(1, count + 1), torch.arange(count + 1)[None] == count)
-    assert wide.columns.tolist() == [count]
-    assert float((wide @ torch.arange(count + 1.0))[0]) == count
-
-
-@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
-@pytest.mark.parametrize(
-    ("columns", "offsets", "sentence"),
-    [
-        ([0, 1, 3], [0, 1, 3], r"columns of a sparse matrix lie in \[0, 3\), these from 0 to 3"),
-        ([0, -1, 2], [0, 1, 3], r"columns of a sparse matrix lie in \[0, 3\), these from -1 to 2"),
-        ([0, 1, 2], [0, 2, 1, 3], "rise from 0 to its 3 values"),
-        ([0, 1, 2], [1, 2, 3], "rise from 0 to its 3 values"),
-        ([0, 1, 2], [0, 1, 2], "rise from 0 to its 3 values"),
-        ([0, 1, 2], [0, 4, 3], "rise from 0 to its 3 values"),
-        ([0, 1, 2], [], r"offsets \(m \+ 1,\), not \(3,\), \(3,\), \(0,\)"),
-        ([0, 1], [0, 1, 3], r"not \(3,\), \(2,\), \(3,\)"),
-    ],
-)
-def test_indices_that_make_no_matrix_are_refused(
-    columns: list[int], offsets: list[int], sentence: str, dtype: torch.dtype
-) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        Sparse(torch.ones(3), torch.tensor(columns, dtype=dtype), torch.tensor(offsets, dtype=dtype), 3)
-
-
-def test_other_indices_masks_and_widths_are_refused() -> None:
-    values, columns, offsets = torch.ones(1), torch.tensor([0]), torch.tensor([0, 1])
-    for wrong in [(columns.float(), offsets, 2), (columns, offsets.byte(), 2), (columns, offsets, -1)]:
-        with pytest.raises(ValueError, match="int16, int32 or int64 and the width is not negative, not"):
-            Sparse(values, *wrong)
-    for mask in [torch.ones(2, 3), torch.ones(3, 2, dtype=torch.bool)]:
-        with pytest.raises(ValueError, match=r"a boolean mask \(m, n\) are needed, not \(2, 3\) and"):
-            Sparse.of(torch.ones(2, 3), mask)
-
-
-# ---- codes ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("bits", "n", "group"), [(3, 11, 4), (2, 8, 8), (4, 5, 1), (8, 7, 100), (3, 16, 8)])
-def test_entries_of_codes(bits: int, n: int, group: int) -> None:
-    m, groups = 4, -(-n // group)
-    steps, scale, zero = integers(m, n, bits), gaussian(m, groups, 1), gaussian(m, groups, 2)
-    found = Codes.of(steps, scale, zero, bits=bits, group=group).dense()
-    for i, j in product(range(m), range(n)):
-        g = j // group
-        assert float(found[i, j]) == float(scale[i, g]) * (int(steps[i, j]) - float(zero[i, g]))
-
-
-def test_codes_by_hand() -> None:
-    """Three bits: 1, 7, 0 | 4, 2 in groups of three, packed into 15 bits: 010 100 000 111 001."""
-    op = Codes(
-        torch.tensor([[0.5, 2.0]]),
-        torch.tensor([[1.0, 3.0]]),
-        torch.tensor([[0b00_111_001, 0b0_010_100_0]]).byte(),
-        3,
-        5,
-        3,
-    )
-    assert op.dense().tolist() == [[0.0, 3.0, -0.5, 2.0, -2.0]]
-    assert (op @ torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])).tolist() == [4.5]
-    assert (op.T @ torch.tensor([2.0])).tolist() == [0.0, 6.0, -1.0, 4.0, -4.0]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_entries_in_narrow_dtypes_are_rounded_once(dtype: torch.dtype) -> None:
-    op = codes(6, 9, 8, 4, dtype)
-    wide = Codes(op.scale.double(), op.zero.double(), op.codes, op.bits, op.columns, op.group)
-    ulp = (
-        torch.finfo(dtype).eps * wide.dense().abs()
-    )  # a rounding is half of this at most, float32 adds next to nothing
-    assert bool(((op.dense().double() - wide.dense()).abs() <= 0.51 * ulp).all())
-
-
-def test_integer_zeros_are_as_good_as_floating_ones() -> None:
-    steps, scale, zero = integers(4, 6, 4), gaussian(4, 2).float(), integers(4, 2, 4, seed=3)
-    one = Codes.of(steps, scale, zero.float(), bits=4, group=3)
-    other = Codes.of(steps, scale, zero.to(torch.int8), bits=4, group=3)
-    assert torch.equal(one.dense(), other.dense())
-    assert torch.equal(one.T @ torch.ones(4), other.T @ torch.ones(4))
-
-
-def test_panels_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    op, x, y = codes(23, 9, 3, 4, torch.float64), gaussian(9, 2), gaussian(23, 2)
-    whole = op.dense()
-    for panel in (1, 7, 22, 23, 24):
-        monkeypatch.setattr(import_module("eckart.operator.codes"), "PANEL", panel)
-        assert float64(op @ x) == pytest.approx(float64(whole @ x), abs=1e-12)
-        assert float64(op.T @ y) == pytest.approx(float64(whole.T @ y), abs=1e-11)
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_for_the_gradient_no_panel_is_kept(transposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept panels would be the dense matrix, the worst where only an adapter beside the codes is trained."""
-    module = import_module("eckart.operator.codes")
-    monkeypatch.setattr(module, "PANEL", 16)
-
-    def kept() -> int:
-        op: Operator = codes(256, 64, 3, 32, torch.float32)
-        op = op.T if transposed else op
-        x = torch.ones(op.shape[1], 1, requires_grad=True)
-        there = {t.untyped_storage().data_ptr() for t in [x, *op.tensors().values()]}
-        numbers = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            nonlocal numbers
-            numbers += 0 if tensor.untyped_storage().data_ptr() in there else tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            (op @ x).sum().backward()
-        return numbers
-
-    assert kept() == 0
-    monkeypatch.setattr(module, "checkpoint", lambda function, *tensors, **_: function(*tensors))
-    assert kept() >= 256 * 64
-
-
-def test_sums_of_panels_are_not_rounded_to_the_narrow_dtype_in_between() -> None:
-    """Of 4096 ones added up a panel of 512 at a time: bfloat16 would stay at 2048 only by luck of the panels."""
-    op = Codes.of(
-        torch.ones(5000, 1).long(), torch.ones(5000, 1).bfloat16(), torch.zeros(5000, 1).bfloat16(), bits=2, group=1
-    )
-    small = torch.full((5000,), 1 / 512, dtype=torch.bfloat16)
-    small[0] = 256.0
-    exact = 256 + 4999 / 512
-    assert abs(float(op.T @ small) - exact) <= torch.finfo(torch.bfloat16).eps * exact
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"bits": 5}, "2, 3, 4, 8 bits, and groups at least one column, not 5 bits"),
-        ({"group": 0}, "in groups of 0"),
-        ({"columns": -1}, "not 3 bits and -1 columns"),
-        (
-            {"columns": 11},
-            r"11 columns of 3 bits in groups of 4 take scale \(m, 3\), zero \(m, 3\) and codes \(m, 5\), not",
-        ),
-        ({"columns": 8}, r"take scale \(m, 2\)"),
-        ({"group": 5}, r"take scale \(m, 2\)"),
-        ({"scale": torch.ones(1, 3)}, r"take scale \(m, 3\), .* not \(1, 3\), \(6, 3\), \(6, 4\)"),
-        ({"zero": torch.ones(6, 1)}, r"take scale \(m, 3\)"),
-        ({"zero": torch.ones(6)}, r"take scale \(m, 3\)"),
-        ({"scale": torch.tensor(1.0)}, r"take scale \(m, 3\)"),
-        ({"codes": torch.zeros(6, 4)}, "codes are uint8 and scales floating, not torch.float32 and torch.float32"),
-        ({"scale": torch.ones(6, 3).long()}, "codes are uint8 and scales floating, not torch.uint8 and torch.int64"),
-    ],
-)
-def test_settings_and_shapes_that_make_no_codes_are_refused(change: dict[str, object], sentence: str) -> None:
-    right = {"scale": torch.ones(6, 3), "zero": torch.ones(6, 3), "codes": torch.zeros(6, 4).byte()}
-    settings = {"bits": 3, "columns": 10, "group": 4}
-    assert Codes(**right, **settings).shape == (6, 10)
-    with pytest.raises(ValueError, match=sentence):
-        Codes(**{**right, **settings, **change})
 
 
 # ---- for all ----------------------------------------------------------------------------------------------------------
@@ -448,3 +254,11 @@ def test_only_what_has_a_product_of_its_own_is_transposed_by_it() -> None:
     assert Transposed(sparse(3, 4, 0.5, torch.float32)).shape == (4, 3)
     with pytest.raises(ValueError, match="a Dense has no transpose_matmul: its transpose is its own T"):
         Transposed(Dense(torch.eye(2)))  # type: ignore[arg-type]
+
+
+def test_a_class_with_a_field_that_no_file_holds_is_refused_by_name() -> None:
+    whole = make_dataclass("Whole", [("matrix", Tensor), ("parts", tuple[Operator, ...]), ("count", int)])
+    assert roles(whole) == {"matrix": Role.TENSOR, "parts": Role.OPERATORS, "count": int}
+    odd = make_dataclass("Odd", [("matrix", Tensor), ("places", list[int])])
+    with pytest.raises(TypeError, match=r"Odd\.places is a list\[int\], which no file of operators can hold"):
+        roles(odd)

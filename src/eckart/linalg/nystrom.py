@@ -54,7 +54,9 @@ def nystrom(
     if a.shape[1] != n:
         raise ValueError(f"a symmetric matrix is wanted, not one of {a.shape[0]} x {a.shape[1]}")
     grain = torch.finfo(a.dtype).eps
-    if n and float((a - a.T).abs().max()) > SAFETY * n * grain * float(a.abs().max()):
+    # Entries of a narrow type are rounded once: what adds them up does so in float32 at least.
+    apart = SAFETY * max(grain, n * min(grain, torch.finfo(torch.float32).eps))
+    if n and float((a - a.T).abs().max()) > apart * float(a.abs().max()):
         raise ValueError(f"the {n} x {n} matrix is not symmetric: give (a + a.T) / 2 if that is what is meant")
     indices = selected(Candidates(a), rank, rule, stream(rng, COLUMNS), "columns")
     factor, kept = _root_factor(a[:, indices].to(torch.float64), a.diagonal().to(torch.float64), indices, grain)

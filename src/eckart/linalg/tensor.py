@@ -13,6 +13,7 @@ from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm, spectral_norm
 from eckart.kernels.svd import EPS, SAFETY, singular_values, svd
 from eckart.linalg.factors import completed
+from eckart.linalg.selected import refuse_no_matrix, refuse_overflow
 from eckart.linalg.truncated import truncated_svd
 from eckart.operator import Dense, Factors, Kronecker, Operator, Product, Sum, TensorTrain, in_dtype
 
@@ -44,8 +45,8 @@ def kronecker_sum(
     Raises ``ValueError`` where ``left`` does not divide the shape of ``a``, for more terms than the smaller of both factors has
     entries, and as ``truncated_svd``.
     """
-    m, n = _matrix(a).shape
-    p, q = left
+    refuse_no_matrix(a)
+    (m, n), (p, q) = a.shape, left
     if p < 1 or q < 1 or m % p or n % q:
         raise ValueError(f"left factors of {p} x {q} do not divide a {m} x {n} matrix into blocks of equal size")
     inner = (m // p, n // q)
@@ -56,7 +57,7 @@ def kronecker_sum(
     op = Sum(
         tuple(Kronecker(Dense(b.reshape(left).contiguous()), Dense(c.reshape(inner).contiguous())) for b, c in pairs)
     )
-    beside = _bounds(a, op, 0.0, rng, spectral=True)[1:] if spectral else ()
+    beside = (_spectral(a, *_error(a, op, frobenius_norm(a)), rng),) if spectral else ()
     return Fit(op=op, bounds=(fit.bounds[0], *beside), how=f"{fit.how}, of the rearranged blocks")
 
 
@@ -86,7 +87,8 @@ def tensor_train(
     Raises ``ValueError`` where rows and columns are not as many, or do not multiply to the shape of ``a``, and for ranks
     that are not one for each bond and positive.
     """
-    m, n = _matrix(a).shape
+    refuse_no_matrix(a)
+    m, n = a.shape
     rows, columns = tuple(rows), tuple(columns)
     if len(rows) != len(columns) or math.prod(rows) != m or math.prod(columns) != n:
         raise ValueError(
@@ -99,7 +101,7 @@ def tensor_train(
     order = [axis for k in range(d) for axis in (k, d + k)]
     tensor = a.to(torch.float64).reshape(*rows, *columns).permute(order)
     sizes = [p * q for p, q in zip(rows, columns, strict=True)]
-    rest, cores, before, lower, off = tensor.reshape(1, -1), [], 1, 0.0, 0.0
+    rest, cores, before, lower, off = tensor, [], 1, 0.0, 0.0
     size = frobenius_norm(tensor)
     for k, rank in enumerate(wanted):
         rest = rest.reshape(before * sizes[k], -1)
@@ -140,7 +142,8 @@ def tucker(
     >>> bool(torch.allclose(fit.op.dense().reshape(a.shape), a, atol=1e-5)), fit.bounds[0].achieved < 1e-5
     (True, True)
 
-    Raises ``ValueError`` for a tensor of order below 2, NaN or infinity, and ranks that are not one for each axis, within its size.
+    Raises ``ValueError`` for a tensor of order below 2, NaN or infinity, ranks that are not one for each axis, within its size, and
+    a ``dtype`` that can't hold the core.
     """
     shape = tuple(a.shape)
     if a.ndim < 2 or not a.is_floating_point():
@@ -163,24 +166,15 @@ def tucker(
         before, energy = energy, float(_core(tensor, bases).square().sum())
         if energy - before <= STALLED * max(whole - energy, 0.0) + max(shape) * EPS * whole:
             break
-    core = _unfolded(_core(tensor, bases), 0)
+    dtype = dtype or a.dtype
+    core = refuse_overflow(_unfolded(_core(tensor, bases), 0).to(dtype), "the core")
     inner: Operator = Dense(bases[1].contiguous())
     for basis in bases[2:]:
         inner = Kronecker(inner, Dense(basis.contiguous()))
-    op = in_dtype(Product((Dense(bases[0].contiguous()), Dense(core), inner.T)), dtype or a.dtype)
+    op = in_dtype(Product((Dense(bases[0].contiguous()), Dense(core), inner.T)), dtype)
     flat = a.reshape(shape[0], -1)
     how = "higher-order orthogonal iteration from the truncated higher-order SVD"
     return Fit(op=op, bounds=_bounds(flat, op, lower, rng, spectral=spectral), how=how)
-
-
-def _matrix(a: Tensor) -> Tensor:
-    if a.ndim != 2 or not a.is_floating_point():
-        raise ValueError(
-            f"a matrix of floating-point numbers is wanted, not a tensor of shape {tuple(a.shape)} in {a.dtype}"
-        )
-    if not bool(torch.isfinite(a).all()):
-        raise ValueError(f"the {a.shape[0]} x {a.shape[1]} matrix holds NaN or infinity")
-    return a
 
 
 def _evened(cores: Sequence[Tensor]) -> list[Tensor]:
@@ -206,25 +200,31 @@ def _core(tensor: Tensor, bases: Sequence[Tensor], leave: int | None = None) -> 
 
 
 def _bounds(a: Tensor, op: Operator, lower: float, rng: Generator | None, *, spectral: bool) -> tuple[Bound, ...]:
-    """The error as measured in float64, in the Frobenius norm and in the spectral norm, of whose least nothing is known."""
-    wide = in_dtype(op, torch.float64)
-    error = a.to(torch.float64) - wide.dense()
+    """The error as measured, in the Frobenius norm and, where wanted, in the spectral norm."""
     size = frobenius_norm(a)
-    parts = wide.terms if isinstance(wide, Sum) else (wide,)
-    reach = sum(math.prod(float(torch.linalg.vector_norm(t)) for t in part.tensors().values()) for part in parts)
-    slack = sum(op.shape) * EPS * (reach + size)
+    error, slack = _error(a, op, size)
     achieved = max(frobenius_norm(error), lower)
     own = Bound(norm="frobenius", lower=lower, achieved=achieved, upper=achieved + slack, scale=size)
-    if not spectral:
-        return (own,)
+    return (own, _spectral(a, error, slack, rng)) if spectral else (own,)
+
+
+def _error(a: Tensor, op: Operator, size: float) -> tuple[Tensor, float]:
+    """What is left of ``a`` in float64, and what forming it may have added; ``size`` is the Frobenius norm of ``a``."""
+    wide = in_dtype(op, torch.float64)
+    parts = wide.terms if isinstance(wide, Sum) else (wide,)
+    reach = sum(math.prod(float(torch.linalg.vector_norm(t)) for t in part.tensors().values()) for part in parts)
+    return a.to(torch.float64) - wide.dense(), sum(op.shape) * EPS * (reach + size)
+
+
+def _spectral(a: Tensor, error: Tensor, slack: float, rng: Generator | None) -> Bound:
+    """The bound in the spectral norm, of whose least nothing is known."""
     rng = rng or Generator().manual_seed(0)
     found = spectral_norm(error, rng)
-    beside = Bound(
+    return Bound(
         norm="spectral",
         lower=None,
         achieved=found.value,
-        upper=max(found.value, found.upper) + slack,
+        upper=found.upper + slack,
         scale=spectral_norm(a, rng).value,
         delta={"upper": found.delta} if found.delta else None,
     )
-    return own, beside

@@ -48,8 +48,8 @@ class Codes:
             )
         groups, wanted = -(-self.columns // self.group), packed_bytes(self.bits, self.columns)
         shapes = [tuple(t.shape) for t in (self.scale, self.zero, self.codes)]
-        rows = shapes[0][0] if shapes[0] else 0
-        if shapes != [(rows, groups), (rows, groups), (rows, wanted)]:
+        rows = self.scale.shape[:1]
+        if shapes != [(*rows, groups), (*rows, groups), (*rows, wanted)]:
             raise ValueError(
                 f"{self.columns} columns of {self.bits} bits in groups of {self.group} take scale (m, {groups}), "
                 f"zero (m, {groups}) and codes (m, {wanted}), not {', '.join(map(str, shapes))}"

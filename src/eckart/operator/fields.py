@@ -95,6 +95,10 @@ def check_operand(op: Operator, x: Tensor) -> None:
 
 def dense_within(part: Operator, whole: Operator) -> Tensor:
     """``part.dense()``; if ``part`` stores nothing, in the dtype and on the device of what ``whole`` stores."""
-    matrix = part.dense()
+    return within(part.dense(), part, whole)
+
+
+def within(matrix: Tensor, part: Operator, whole: Operator) -> Tensor:
+    """``matrix``, made of ``part``; if that stores nothing, in the dtype and on the device of what ``whole`` stores."""
     like = next((t for t in whole.tensors().values() if t.is_floating_point()), matrix)
     return matrix if part.tensors() else matrix.to(like)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eckart.operator.algebra import Product, Sum
+from eckart.operator.fields import within
 from eckart.operator.matrices import Dense, Factors
 from eckart.operator.protocol import Operator
 
@@ -70,12 +71,13 @@ def rows(op: Operator, start: int, stop: int) -> Tensor:
         case Factors():
             return op.left[start:stop] @ op.right
         case Sum():
-            first, *others = (rows(term, start, stop) for term in op.terms)
+            first, *others = (within(rows(term, start, stop), term, op) for term in op.terms)
             return sum(others, first)
         case Product(factors=(first_factor, *other_factors)) if other_factors:
-            return (Product(tuple(other_factors)).T @ rows(first_factor, start, stop).T).T
+            first = within(rows(first_factor, start, stop), first_factor, op)
+            return (Product(tuple(other_factors)).T @ first.T).T
         case _:
-            dtype = next((t.dtype for t in op.tensors().values() if t.is_floating_point()), torch.float32)
+            dtype = next((t.dtype for t in op.tensors().values() if t.is_floating_point()), torch.get_default_dtype())
             unit = torch.eye(op.shape[0], dtype=dtype, device=device_of(op))[:, start:stop]
             return (op.T @ unit).T
 

@@ -39,11 +39,11 @@ class Sparse:
     width: int
 
     def __post_init__(self) -> None:
-        shapes = [tuple(t.shape) for t in (self.values, self.columns, self.offsets)]
-        if len(shapes[0]) != 1 or shapes[0] != shapes[1] or len(shapes[2]) != 1 or not shapes[2][0]:
+        values, columns, offsets = (tuple(t.shape) for t in (self.values, self.columns, self.offsets))
+        if len(values) != 1 or values != columns or len(offsets) != 1 or not offsets[0]:
             raise ValueError(
-                "a sparse matrix has values (nnz,), columns (nnz,) and offsets (m + 1,), not "
-                + ", ".join(map(str, shapes))
+                "a sparse matrix has values (nnz,), columns (nnz,) and offsets (m + 1,), "
+                f"not {values}, {columns}, {offsets}"
             )
         if self.columns.dtype not in INDICES or self.offsets.dtype not in INDICES or self.width < 0:
             raise ValueError(
@@ -80,7 +80,9 @@ class Sparse:
             )
         offsets = F.pad(mask.sum(1).cumsum(0), (1, 0))
         columns = mask.nonzero()[:, 1]
-        return cls(matrix[mask], narrowest(columns, matrix.shape[1]), narrowest(offsets, len(columns)), matrix.shape[1])
+        return cls(
+            matrix[mask], narrowest(columns, matrix.shape[1] - 1), narrowest(offsets, len(columns)), matrix.shape[1]
+        )
 
     @property
     def shape(self) -> tuple[int, int]:

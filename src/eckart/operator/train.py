@@ -60,15 +60,13 @@ class TensorTrain:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         check_operand(self, x)
-        rows, rest = 1, x.numel()
         # Rows made so far, the rank open to the right, the columns still to be summed over with those of x.
-        state = x.reshape(1, 1, rest)
+        rows, state = 1, x
         for i, core in enumerate(self.cores):
-            r, m, n, s = core.shape
+            r, m, n, _ = core.shape
             rest = prod([later.shape[2] for later in self.cores[i + 1 :]]) * x.shape[1:].numel()
             state = torch.einsum("iajk,amjs->imsk", state.reshape(rows, r, n, rest), core)
             rows *= m
-            state = state.reshape(rows, s, rest)
         return state.reshape(rows, *x.shape[1:])
 
     def dense(self) -> Tensor:
