@@ -1,3 +1,4 @@
+import itertools
 import math
 from importlib import import_module
 
@@ -57,7 +58,7 @@ def test_widths_of_language_models_have_a_transform(n: int) -> None:
     assert supported(n)
 
 
-@pytest.mark.parametrize("q", [3, 7, 11, 5, 13, 29, 9, 25, 49, 27, 343])
+@pytest.mark.parametrize("q", [3, 7, 11, 5, 13, 29, 9, 25, 49, 27, 125, 343])
 def test_squares_of_a_field_make_a_character(q: int) -> None:
     """Half of the elements that are not zero are squares, and -1 is one of them just where q leaves 1 modulo 4."""
     p, degree = PALEY._prime_power(q)
@@ -288,3 +289,78 @@ def test_the_argument_is_left_alone() -> None:
     unchanged = torch.ones(4, 1)
     hadamard_transform(unchanged).add_(1)
     assert unchanged.tolist() == [[1.0]] * 4
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_lengths_by_trying_all() -> None:
+    for n in range(1, 200):
+        below, above = max(m for m in range(1, n + 1) if supported(m)), min(m for m in range(n, 257) if supported(m))
+        assert nearest_supported(n) == (below, above)
+    assert nearest_supported(1) == (1, 1)
+    assert nearest_supported(5) == (4, 8)
+
+
+@pytest.mark.parametrize(("n", "rows"), [(4096, [64, 64, 1]), (2816, [93, 7])])
+def test_a_panel_holds_as_many_vectors_as_fit_into_262144_entries(
+    n: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = [], MODULE._transformed
+    monkeypatch.setattr(MODULE, "_transformed", lambda x, *rest: (seen.append(len(x)), real(x, *rest))[1])
+    hadamard_transform(torch.zeros(sum(rows), n))
+    assert seen == rows
+    monkeypatch.setattr(MODULE, "PANEL", n - 1)  # at least one, however long they are
+    seen.clear()
+    hadamard_transform(torch.zeros(3, n))
+    assert seen == [1, 1, 1]
+
+
+def test_what_leaves_the_range_is_infinite_and_no_mistake() -> None:
+    """Finite vectors, whose transform float32 does not hold."""
+    largest = torch.finfo(torch.float32).max
+    found = hadamard_transform(torch.tensor([[largest] * 4, [1.0] * 4]))
+    assert found[0, 0] == math.inf
+    assert found[1].tolist() == [2.0, 0.0, 0.0, 0.0]
+
+
+def test_the_scale_comes_before_the_sums_of_the_dense_factor() -> None:
+    """12 times 2^125 is beyond float32, the root of 24 times as much is not."""
+    found = hadamard_transform(torch.full((24,), 2.0**125))
+    assert float(found[0]) / 2.0**125 == pytest.approx(math.sqrt(24), rel=1e-6)
+    assert float(found[1:].abs().max()) <= 1e-6 * 2.0**125
+
+
+def test_a_matrix_of_the_first_construction_by_hand() -> None:
+    """In the field of three elements 1 is a square and 2 is none: Q = chi(a - b) has chi(0 - 1) = chi(2) = -1 beside its diagonal."""
+    assert paley(4).tolist() == [[1, 1, 1, 1], [-1, 1, -1, 1], [-1, 1, 1, -1], [-1, -1, 1, 1]]
+
+
+@pytest.mark.parametrize("q", [17, 25, 37])
+def test_where_only_the_second_construction_is_there_its_blocks_are_those_of_its_formula(q: int) -> None:
+    p, degree = PALEY._prime_power(q)
+    c = np.ones((q + 1, q + 1), dtype=np.int64)
+    c[0, 0], c[1:, 1:] = 0, PALEY._jacobsthal(p, degree).numpy()
+    expected = np.kron(c, [[1, 1], [1, -1]]) + np.kron(np.eye(q + 1, dtype=np.int64), [[1, -1], [-1, -1]])
+    assert paley(2 * q + 2).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("p", [3, 5, 7, 11])
+@pytest.mark.parametrize("degree", [2, 3])
+def test_the_first_irreducible_polynomial_is_that_which_no_product_gives(p: int, degree: int) -> None:
+    """Those of degree 2 and 3 that are reducible have a linear factor: all products with one, without the square where of degree 3."""
+    rest = [np.array([1, *more]) for more in itertools.product(range(p), repeat=degree - 1)]
+    products = {tuple(np.polymul([1, -root], other) % p) for root in range(p) for other in rest}
+    free = [
+        (c0, c1)
+        for c1, c0 in itertools.product(range(p), range(1, p))
+        if (1, *[0] * (degree - 2), -c1 % p, -c0 % p) not in products
+    ]
+    assert PALEY._irreducible(p, degree) == free[0]
+
+
+def test_orders_of_both_constructions_up_to_the_largest() -> None:
+    """By the theorem's words, on both sides of the largest that is allowed; squares and cubes of primes below 130 are enough."""
+    fields = [p**k for p in primes(130) if p > 2 for k in (1, 2, 3)] + primes(2100)[31:]
+    expected = {q + 1 for q in fields if q % 4 == 3} | {2 * (q + 1) for q in fields if q % 4 == 1}
+    assert [n for n in range(1900, 2100) if has_order(n)] == sorted(n for n in expected if 1900 <= n <= 2048)

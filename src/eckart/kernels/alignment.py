@@ -46,8 +46,7 @@ def procrustes(a: Tensor, b: Tensor, *, proper: bool = False) -> Alignment:
 
 
 def _unit(a: Tensor) -> Tensor:
-    largest = float(a.abs().max()) if a.numel() else 0.0
-    return a / largest if largest > 0 else a
+    return a / float(a.abs().max()) if bool(a.any()) else a
 
 
 @dataclass(frozen=True, eq=False)

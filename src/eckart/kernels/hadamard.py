@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Generator, Tensor
@@ -31,7 +32,7 @@ def nearest_supported(n: int) -> tuple[int, int]:
     ((88, 96), (96, 96))
     """
     below = next(size for size in range(n, 0, -1) if supported(size))
-    above = next(size for size in range(n, 2 * n + 1) if supported(size))
+    above = next(size for size in count(n) if supported(size))
     return below, above
 
 
@@ -74,7 +75,7 @@ def hadamard_transform(x: Tensor, *, transpose: bool = False) -> Tensor:
     radices = [1 << (bits * (i + 1) // levels - bits * i // levels) for i in range(levels)]
     factors = [_sylvester(radix).to(x.device, dtype) for radix in radices]
     # In the factor that comes first, so that no partial sum is larger than the result may be.
-    if order > 1 or not factors:
+    if order != 1 or not factors:
         odd = odd * (1 / math.sqrt(n))
     else:
         factors[0] = factors[0] * (1 / math.sqrt(n))
@@ -172,4 +173,4 @@ def _sylvester(n: int) -> Tensor:
 
 
 def _paley(order: int) -> Tensor:
-    return paley(order) if order > 1 else torch.ones(1, 1, dtype=torch.int8)
+    return paley(order) if order != 1 else torch.ones(1, 1, dtype=torch.int8)
