@@ -108,11 +108,12 @@ def _iterated(a: Tensor, p: int, allowed: float) -> InverseRoot | None:
         return None
     unit = torch.eye(len(a), dtype=a.dtype, device=a.device)
     start = a / bound * ((p + 1) / 2)  # eigenvalues up to (p + 1) / 2
-    m, x = start, unit  # of the scaled matrix; the scale comes back at the end
-    for steps in range(1, STEPS + 1):
+    m, x, steps = start, unit, 0  # of the scaled matrix; the scale comes back at the end
+    for _ in range(STEPS):
         converged = _deviation(m, unit) <= allowed  # and this step, the last one, squares what is left
         turn = ((p + 1) * unit - m) / p
         x, m = x @ turn, torch.linalg.matrix_power(turn, p) @ m
+        steps += 1
         if converged:
             break
     x = (x + x.T) / 2
