@@ -33,6 +33,7 @@ def test_the_value_is_that_of_the_formula() -> None:
         (LATE_TURN, (-1.0, 3.0), (-11.0, 16.0)),
         (OddPolynomial(-0.03, 1.0), (-0.15, 0.05), (-0.001375, 0.002)),  # turns at -0.1
         (TWO_TURNS, (0.5, 2.1), (16 / 15, 38 / 15)),
+        (OddPolynomial(0.4, -1 / 6, 1 / 50), (0.5, 2.1), (16 / 150, 38 / 150)),  # a tenth of it
         (TWO_TURNS, (-2.1, -0.5), (-38 / 15, -16 / 15)),
         (TWO_TURNS, (1.5, 2.1), (16 / 15, 1.89375)),
         (OddPolynomial(2.0, 0.0), (-1.0, 3.0), (-2.0, 6.0)),
