@@ -33,7 +33,7 @@ def test_what_is_no_finite_real_matrix_is_named(check: Callable[[Tensor], Tensor
             ValueError, match=rf"a matrix is wanted, not a tensor of shape \({', '.join(map(str, shape))}"
         ):
             check(torch.zeros(shape))
-    with pytest.raises(ValueError, match="a real matrix is wanted, not one of torch.complex64: give its real and"):
+    with pytest.raises(ValueError, match=r"a real matrix is wanted, not one of torch\.complex64: give its real and"):
         check(torch.zeros(2, 2, dtype=torch.complex64))
     for bad in (math.nan, math.inf, -math.inf):
         a = torch.zeros(3, 3)
