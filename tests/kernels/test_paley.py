@@ -85,3 +85,16 @@ def test_orders_of_both_constructions_up_to_the_largest() -> None:
     fields = [p**k for p in primes(130) if p > 2 for k in (1, 2, 3)] + primes(2100)[31:]
     expected = {q + 1 for q in fields if q % 4 == 3} | {2 * (q + 1) for q in fields if q % 4 == 1}
     assert [n for n in range(1900, 2100) if has_order(n)] == sorted(n for n in expected if 1900 <= n <= 2048)
+
+
+@pytest.mark.parametrize(("p", "degree"), [(3, 2), (7, 2), (3, 3), (5, 3)])
+def test_squares_are_those_of_polynomials_divided_with_a_rest(p: int, degree: int) -> None:
+    """Elements are numbered by their coefficients, the constant one first; division is NumPy's, by a polynomial with leading 1."""
+    c0, c1 = PALEY._irreducible(p, degree)
+    modulus = [1, *[0] * (degree - 2), -c1, -c0]
+    squares = set()
+    for digits in itertools.product(range(p), repeat=degree):
+        rest = np.polydiv(np.polymul(digits, digits), modulus)[1]
+        squares.add(int(np.polyval(np.round(rest).astype(int) % p, p)))
+    chi = PALEY._character(p, degree).tolist()
+    assert chi == [0 if a == 0 else 1 if a in squares else -1 for a in range(p**degree)]
