@@ -299,3 +299,29 @@ def test_the_scale_comes_before_the_sums_of_the_dense_factor() -> None:
     found = hadamard_transform(torch.full((24,), 2.0**125))
     assert float(found[0]) / 2.0**125 == pytest.approx(math.sqrt(24), rel=1e-6)
     assert float(found[1:].abs().max()) <= 1e-6 * 2.0**125
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [
+        (1, []),
+        (32, [32]),
+        (64, [8, 8]),
+        (1024, [32, 32]),
+        (2048, [8, 16, 16]),
+        (4096, [16, 16, 16]),
+        (12 * 4, [4]),
+        (12 * 128, [8, 16]),
+    ],
+)
+def test_factors_are_few_and_even(n: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few as sizes up to 32 allow, as products are faster than butterflies, and none larger than it must be."""
+    seen, real = [], MODULE._transformed
+
+    def noted(x: Tensor, odd: Tensor, factors: list[Tensor]) -> Tensor:
+        seen.append([len(factor) for factor in factors])
+        return real(x, odd, factors)
+
+    monkeypatch.setattr(MODULE, "_transformed", noted)
+    hadamard_transform(torch.ones(n))
+    assert seen == [sizes]
