@@ -22,6 +22,11 @@ def primes(limit: int) -> list[int]:
     return [p for p in range(2, limit) if all(p % d for d in range(2, p))]
 
 
+def test_four_entries_by_two_factors_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "RADIX_BITS", 1)
+    assert hadamard_transform(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [5.0, -1.0, -2.0, 0.0]
+
+
 # ---- the matrices ---------------------------------------------------------------------------------------------------
 
 
