@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 from torch import Generator, Tensor
@@ -32,7 +31,7 @@ def nearest_supported(n: int) -> tuple[int, int]:
     ((88, 96), (96, 96))
     """
     below = next(size for size in range(n, 0, -1) if supported(size))
-    above = next(size for size in count(n) if supported(size))
+    above = next(size for size in range(n, 2 * n) if supported(size))
     return below, above
 
 
@@ -152,10 +151,10 @@ def _factors(n: int) -> tuple[int, int] | None:
 
 
 def _supported_factors(n: int) -> tuple[int, int]:
+    if n < 1:
+        raise ValueError(f"there is no Hadamard transform of length {n}: give a positive length")
     found = _factors(n)
     if found is None:
-        if n < 1:
-            raise ValueError(f"there is no Hadamard transform of length {n}: give a positive length")
         below, above = nearest_supported(n)
         raise ValueError(
             f"there is no Hadamard transform of length {n} here, only of powers of two times 1 or an order of Paley's up to "
