@@ -7,14 +7,12 @@ import scipy.linalg
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from market import gaussian, generator
+from market import float64, gaussian, generator
 from torch import Tensor
 
-from eckart.kernels.paley import has_order, paley
 from eckart.linalg import RandomHadamard, hadamard, hadamard_transform, nearest_supported, supported
 
 MODULE = import_module("eckart.kernels.hadamard")
-PALEY = import_module("eckart.kernels.paley")
 SUPPORTED = [n for n in range(1, 1001) if supported(n)]
 # One of every make: powers of two up to several radices, a factor alone, one with few and many powers, squares and cubes of primes.
 LENGTHS = (1, 2, 4, 8, 32, 64, 1024, 4096, 12, 20, 24, 28, 36, 40, 52, 100, 244, 344, 384, 1792, 688, 5120)
@@ -22,6 +20,11 @@ LENGTHS = (1, 2, 4, 8, 32, 64, 1024, 4096, 12, 20, 24, 28, 36, 40, 52, 100, 244,
 
 def primes(limit: int) -> list[int]:
     return [p for p in range(2, limit) if all(p % d for d in range(2, p))]
+
+
+def test_four_entries_by_two_factors_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MODULE, "RADIX_BITS", 1)
+    assert hadamard_transform(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [5.0, -1.0, -2.0, 0.0]
 
 
 # ---- the matrices ---------------------------------------------------------------------------------------------------
@@ -57,33 +60,6 @@ def test_widths_of_language_models_have_a_transform(n: int) -> None:
     assert supported(n)
 
 
-@pytest.mark.parametrize("q", [3, 7, 11, 5, 13, 29, 9, 25, 49, 27, 343])
-def test_squares_of_a_field_make_a_character(q: int) -> None:
-    """Half of the elements that are not zero are squares, and -1 is one of them just where q leaves 1 modulo 4."""
-    p, degree = PALEY._prime_power(q)
-    chi = PALEY._character(p, degree)
-    assert int(chi[0]) == 0
-    assert int((chi == 1).sum()) == int((chi == -1).sum()) == (q - 1) // 2
-    if degree == 1:
-        assert [int(c) for c in chi] == [0] + [1 if pow(a, (p - 1) // 2, p) == 1 else -1 for a in range(1, p)]
-    jacobsthal = PALEY._jacobsthal(p, degree).to(torch.int64)
-    assert torch.equal(jacobsthal.T, jacobsthal if q % 4 == 1 else -jacobsthal)
-    # Q Q^T = q I - J, Paley's lemma.
-    assert torch.equal(jacobsthal @ jacobsthal.T, q * torch.eye(q, dtype=torch.int64) - 1)
-
-
-def test_orders_that_there_are_not() -> None:
-    assert [n for n in range(-4, 4) if has_order(n)] == []
-    with pytest.raises(ValueError, match="no matrix of order 92"):
-        paley(92)
-    assert has_order(2028)
-    assert not has_order(2052)  # 2 (1025 + 1): the field would do, the factor would be too large
-    assert not has_order(1252)  # 2 (5^4 + 1), a field of a degree for which no polynomial is looked for
-    assert not has_order(4 * PALEY.LARGEST)
-    with pytest.raises(ValueError, match="no matrix of order 2064"):
-        paley(2064)  # 2063 is prime
-
-
 # ---- the transform --------------------------------------------------------------------------------------------------
 
 
@@ -105,8 +81,8 @@ def test_it_is_the_product_with_the_dense_matrix(n: int, transpose: bool) -> Non
 def test_powers_of_two_against_scipy_exactly(n: int) -> None:
     """n is a power of four and its root one of two: with integers nothing is rounded, not even in float32."""
     x = torch.randint(-8, 9, (5, n), generator=generator(n)).to(torch.float32)
-    expected = x.numpy().astype(np.int64) @ scipy.linalg.hadamard(n).astype(np.int64)
-    assert np.array_equal((hadamard_transform(x) * math.isqrt(n)).numpy().astype(np.int64), expected)
+    expected = float64(x) @ scipy.linalg.hadamard(n, dtype=np.float64)  # integers far below 2^53
+    assert np.array_equal(float64(hadamard_transform(x) * math.isqrt(n)), expected)
     assert torch.equal(hadamard_transform(x, transpose=True), hadamard_transform(x))
 
 
@@ -288,3 +264,69 @@ def test_the_argument_is_left_alone() -> None:
     unchanged = torch.ones(4, 1)
     hadamard_transform(unchanged).add_(1)
     assert unchanged.tolist() == [[1.0]] * 4
+
+
+# ---- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_nearest_lengths_by_trying_all() -> None:
+    for n in range(1, 200):
+        below, above = max(m for m in range(1, n + 1) if supported(m)), min(m for m in range(n, 257) if supported(m))
+        assert nearest_supported(n) == (below, above)
+    assert nearest_supported(1) == (1, 1)
+    assert nearest_supported(5) == (4, 8)
+
+
+@pytest.mark.parametrize(("n", "rows"), [(4096, [64, 64, 1]), (2816, [93, 7])])
+def test_a_panel_holds_as_many_vectors_as_fit_into_262144_entries(
+    n: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = [], MODULE._transformed
+    monkeypatch.setattr(MODULE, "_transformed", lambda x, *rest: (seen.append(len(x)), real(x, *rest))[1])
+    hadamard_transform(torch.zeros(sum(rows), n))
+    assert seen == rows
+    monkeypatch.setattr(MODULE, "PANEL", n - 1)  # at least one, however long they are
+    seen.clear()
+    hadamard_transform(torch.zeros(3, n))
+    assert seen == [1, 1, 1]
+
+
+def test_what_leaves_the_range_is_infinite_and_no_mistake() -> None:
+    """Finite vectors, whose transform float32 does not hold."""
+    largest = torch.finfo(torch.float32).max
+    found = hadamard_transform(torch.tensor([[largest] * 4, [1.0] * 4]))
+    assert found[0, 0] == math.inf
+    assert found[1].tolist() == [2.0, 0.0, 0.0, 0.0]
+
+
+def test_the_scale_comes_before_the_sums_of_the_dense_factor() -> None:
+    """12 times 2^125 is beyond float32, the root of 24 times as much is not."""
+    found = hadamard_transform(torch.full((24,), 2.0**125))
+    assert float(found[0]) / 2.0**125 == pytest.approx(math.sqrt(24), rel=1e-6)
+    assert float(found[1:].abs().max()) <= 1e-6 * 2.0**125
+
+
+@pytest.mark.parametrize(
+    ("n", "sizes"),
+    [
+        (1, []),
+        (32, [32]),
+        (64, [8, 8]),
+        (1024, [32, 32]),
+        (2048, [8, 16, 16]),
+        (4096, [16, 16, 16]),
+        (12 * 4, [4]),
+        (12 * 128, [8, 16]),
+    ],
+)
+def test_factors_are_few_and_even(n: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As few as sizes up to 32 allow, as products are faster than butterflies, and none larger than it must be."""
+    seen, real = [], MODULE._transformed
+
+    def noted(x: Tensor, odd: Tensor, factors: list[Tensor]) -> Tensor:
+        seen.append([len(factor) for factor in factors])
+        return real(x, odd, factors)
+
+    monkeypatch.setattr(MODULE, "_transformed", noted)
+    hadamard_transform(torch.ones(n))
+    assert seen == [sizes]

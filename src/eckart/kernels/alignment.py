@@ -39,15 +39,14 @@ def procrustes(a: Tensor, b: Tensor, *, proper: bool = False) -> Alignment:
         raise ValueError(f"matrices of one shape are wanted, not {tuple(a.shape)} and {tuple(b.shape)}")
     # Products of very small or large entries would leave the range of float64; the size of neither matters for q.
     u, _, vt = torch.linalg.svd(_unit(a).T @ _unit(b))
-    if proper and len(u) and float(torch.linalg.det(u) * torch.linalg.det(vt)) < 0:
+    if proper and len(u) and float(torch.linalg.det(u @ vt)) < 0:
         u[:, -1].neg_()
     q = u @ vt
     return Alignment(q, float(torch.linalg.vector_norm(a @ q - b)))
 
 
 def _unit(a: Tensor) -> Tensor:
-    largest = float(a.abs().max()) if a.numel() else 0.0
-    return a / largest if largest > 0 else a
+    return a / float(a.abs().max()) if bool(a.any()) else a
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,7 @@ def nearest_supported(n: int) -> tuple[int, int]:
     ((88, 96), (96, 96))
     """
     below = next(size for size in range(n, 0, -1) if supported(size))
-    above = next(size for size in range(n, 2 * n + 1) if supported(size))
+    above = next(size for size in range(n, 2 * n) if supported(size))
     return below, above
 
 
@@ -74,7 +74,7 @@ def hadamard_transform(x: Tensor, *, transpose: bool = False) -> Tensor:
     radices = [1 << (bits * (i + 1) // levels - bits * i // levels) for i in range(levels)]
     factors = [_sylvester(radix).to(x.device, dtype) for radix in radices]
     # In the factor that comes first, so that no partial sum is larger than the result may be.
-    if order > 1 or not factors:
+    if order != 1 or not factors:
         odd = odd * (1 / math.sqrt(n))
     else:
         factors[0] = factors[0] * (1 / math.sqrt(n))
@@ -151,10 +151,10 @@ def _factors(n: int) -> tuple[int, int] | None:
 
 
 def _supported_factors(n: int) -> tuple[int, int]:
+    if n < 1:
+        raise ValueError(f"there is no Hadamard transform of length {n}: give a positive length")
     found = _factors(n)
     if found is None:
-        if n < 1:
-            raise ValueError(f"there is no Hadamard transform of length {n}: give a positive length")
         below, above = nearest_supported(n)
         raise ValueError(
             f"there is no Hadamard transform of length {n} here, only of powers of two times 1 or an order of Paley's up to "
@@ -172,4 +172,4 @@ def _sylvester(n: int) -> Tensor:
 
 
 def _paley(order: int) -> Tensor:
-    return paley(order) if order > 1 else torch.ones(1, 1, dtype=torch.int8)
+    return paley(order) if order != 1 else torch.ones(1, 1, dtype=torch.int8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,7 @@ def has_order(order: int) -> bool:
     >>> [n for n in range(60) if has_order(n)]
     [4, 8, 12, 20, 24, 28, 32, 36, 44, 48, 52]
     """
-    return order <= LARGEST and _field_of(order) is not None
+    return _field_of(order) is not None
 
 
 def paley(order: int) -> Tensor:
@@ -31,7 +33,7 @@ def paley(order: int) -> Tensor:
     >>> torch.equal(h @ h.T, 12 * torch.eye(12, dtype=torch.int64))
     True
     """
-    field = _field_of(order) if order <= LARGEST else None
+    field = _field_of(order)
     if field is None:
         raise ValueError(f"Paley's constructions give no matrix of order {order}")
     p, degree = field
@@ -48,7 +50,7 @@ def paley(order: int) -> Tensor:
 
 def _field_of(order: int) -> tuple[int, int] | None:
     """Characteristic and degree of the field that gives a matrix of this order; the first construction if both do."""
-    if order < 4 or order % 4:
+    if not 4 <= order <= LARGEST or order % 4:
         return None
     first, second = order - 1, order // 2 - 1  # the former leaves 3 modulo 4
     found = _prime_power(first)
@@ -56,13 +58,13 @@ def _field_of(order: int) -> tuple[int, int] | None:
 
 
 def _prime_power(q: int) -> tuple[int, int] | None:
-    """(p, k) with ``q == p ** k``, p an odd prime and k at most ``DEGREE``.
+    """(p, k) with ``q == p ** k``, p prime and k at most ``DEGREE``, for an odd q above 1.
 
     >>> _prime_power(343), _prime_power(21), _prime_power(81)
     ((7, 3), None, None)
     """
-    p = next((d for d in range(3, int(q**0.5) + 1, 2) if q % d == 0), q)
-    return next(((p, k) for k in range(1, DEGREE + 1) if p > 2 and p**k == q), None)
+    p = next((d for d in range(3, isqrt(q) + 1, 2) if q % d == 0), q)
+    return next(((p, k) for k in range(1, DEGREE + 1) if p**k == q), None)
 
 
 def _jacobsthal(p: int, degree: int) -> Tensor:

@@ -57,9 +57,9 @@ def pivoted_qr(a: Tensor, steps: int) -> Pivoted:
     free = torch.ones(n, dtype=torch.bool, device=a.device)
     chosen: list[int] = []
     for step in range(min(steps, m)):
-        worth = torch.where(free & (left > noise), left, torch.full_like(left, -1.0))
+        worth = torch.where(free & (left > noise), left, torch.zeros_like(left))
         pivot = int(worth.argmax())
-        if float(worth[pivot]) < 0:
+        if float(worth[pivot]) == 0:
             break
         column = a[:, pivot]
         for _ in range(2):
@@ -111,18 +111,22 @@ def strong_pivots(a: Tensor, count: int, f: float) -> Tensor:
     rank = first.rank
     chosen = first.order[:rank]
     volume = first.r.diagonal().log().sum()
-    while rank and rank < len(first.order):
-        others = _others(chosen, len(first.order))
-        i, j, gain = _best_exchange(a[:, chosen], a[:, others])
-        if gain <= f:
-            break
-        exchanged = chosen.clone()
-        exchanged[i] = others[j]
-        larger = torch.linalg.qr(a[:, exchanged], mode="r").R.diagonal().abs().log().sum()
-        if not bool(larger > volume):  # the gain was rounding: among nearly dependent columns this could go on for ever
-            break
-        chosen, volume = exchanged, larger
+    while rank and rank < len(first.order) and (larger := _exchanged(a, chosen, volume, f)) is not None:
+        chosen, volume = larger
     return torch.cat([chosen, _others(chosen, len(first.order))])[:count]
+
+
+def _exchanged(a: Tensor, chosen: Tensor, volume: Tensor, f: float) -> tuple[Tensor, Tensor] | None:
+    """The chosen columns after the best exchange and the logarithm of their volume; ``None`` where none gains more than ``f``."""
+    others = _others(chosen, a.shape[1])
+    i, j, gain = _best_exchange(a[:, chosen], a[:, others])
+    if gain <= f:
+        return None
+    exchanged = chosen.clone()
+    exchanged[i] = others[j]
+    larger = torch.linalg.qr(a[:, exchanged], mode="r").R.diagonal().abs().log().sum()
+    # Else the gain was rounding: among nearly dependent columns this could go on for ever.
+    return (exchanged, larger) if bool(larger > volume) else None
 
 
 def _others(chosen: Tensor, n: int) -> Tensor:
@@ -167,7 +171,7 @@ def interpolation_points(basis: Tensor, count: int) -> Tensor:
     chosen = []
     for j in range(count):
         row = missed[j]
-        point = int(torch.where(free, row.abs(), torch.full_like(row, -1.0)).argmax())
+        point = int(torch.where(free, row.abs(), torch.full_like(row, -math.inf)).argmax())
         chosen.append(point)
         free[point] = False
         if float(row[point]) != 0:  # a vector that those before it make up has nothing to eliminate

@@ -142,10 +142,10 @@ def newton_schulz(
         )
     x = a.to(torch.float64 if a.dtype == torch.float64 else torch.float32)
     x = x if x.shape[0] >= x.shape[1] else x.T
-    largest = float(x.abs().max()) if x.numel() else 0.0
-    if largest == 0.0:
+    if not bool(x.any()):
         return OrthogonalFactor(torch.zeros_like(x).reshape(a.shape), math.sqrt(x.shape[1]), 0.0)
     # Entries of size one first: squares of very small or large ones are beyond the range of the dtype.
+    largest = float(x.abs().max())
     x = x / largest
     # What rounding may have taken from the norm of the Gram matrix is given back, so that the bound holds.
     bound = math.sqrt(float(torch.linalg.vector_norm(x.T @ x, dtype=torch.float64)))

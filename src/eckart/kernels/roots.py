@@ -94,7 +94,7 @@ def newton_inverse_root(a: Tensor, p: int, *, damping: float = 0.0, accuracy: fl
     x = a.to(dtype)
     x = x.tril() + x.tril(-1).T
     x.diagonal().add_(damping)
-    found = _iterated(x, p, accuracy * math.sqrt(max(len(a), 1)))
+    found = _iterated(x, p, accuracy * math.sqrt(len(a)))
     if found is not None:
         return found
     exact = inverse_root(a, p, damping=damping)
@@ -108,13 +108,14 @@ def _iterated(a: Tensor, p: int, allowed: float) -> InverseRoot | None:
         return None
     unit = torch.eye(len(a), dtype=a.dtype, device=a.device)
     start = a / bound * ((p + 1) / 2)  # eigenvalues up to (p + 1) / 2
-    m, x = start, unit  # of the scaled matrix; the scale comes back at the end
-    left, converged, steps = _deviation(m, unit), False, 0
-    while not converged and steps < STEPS:
-        converged = left <= allowed  # and this step, the last one, squares what is left
+    m, x, steps = start, unit, 0  # of the scaled matrix; the scale comes back at the end
+    for _ in range(STEPS):
+        converged = _deviation(m, unit) <= allowed  # and this step, the last one, squares what is left
         turn = ((p + 1) * unit - m) / p
         x, m = x @ turn, torch.linalg.matrix_power(turn, p) @ m
-        steps, left = steps + 1, _deviation(m, unit)
+        steps += 1
+        if converged:
+            break
     x = (x + x.T) / 2
     # NaN, in which an iteration that diverges ends, is not small either.
     if not _deviation(torch.linalg.matrix_power(x, p) @ start, unit) <= allowed:
