@@ -73,6 +73,16 @@ def test_narrow_types_are_taken_in_float64() -> None:
     assert relative(psd_root(gram), float64(gram)) <= 1e-15
 
 
+def test_what_a_cholesky_factor_adds_at_first_is_four_units_for_every_row() -> None:
+    """Higham 2002, theorem 10.3: n + 1 units are what rounding may do. What it did is told on top, n (n + 2) units."""
+    for n in (1, 2, 5, 16):
+        gram = torch.diag(torch.arange(1, n + 1).to(torch.float64))
+        c, share = nearly_cholesky(gram)
+        assert share == pytest.approx((4 * n + n * (n + 2)) * EPS, rel=1e-12, abs=0.0)
+        added = float64(c).diagonal() ** 2 / float64(gram.diagonal()) - 1
+        assert added == pytest.approx(4 * n * EPS, abs=1.1 * EPS)
+
+
 def deficient(n: int, count: int) -> Tensor:
     x = inputs(n, count)
     x[:, 0] = 0.0  # a channel that never fires
@@ -124,16 +134,6 @@ def test_a_gram_matrix_of_nothing_is_as_before() -> None:
     assert torch.equal(add_gram(start, []), torch.eye(3))
 
 
-def test_what_a_cholesky_factor_adds_at_first_is_four_units_for_every_row() -> None:
-    """Higham 2002, theorem 10.3: n + 1 units are what rounding may do. What it did is told on top, n (n + 2) units."""
-    for n in (1, 2, 5, 16):
-        gram = torch.diag(torch.arange(1, n + 1).to(torch.float64))
-        c, share = nearly_cholesky(gram)
-        assert share == pytest.approx((4 * n + n * (n + 2)) * EPS, rel=1e-12, abs=0.0)
-        added = float64(c).diagonal() ** 2 / float64(gram.diagonal()) - 1
-        assert added == pytest.approx(4 * n * EPS, abs=1.1 * EPS)
-
-
 @pytest.mark.parametrize("below", [1e-12, 1e-9, 1e-6, 1e-3])
 def test_a_cholesky_factor_adds_sixteen_times_as_much_until_it_succeeds(below: float) -> None:
     """A matrix with an eigenvalue of ``-below``: the first of 8, 8 * 16, 8 * 256, … units that is more than that."""
@@ -180,3 +180,12 @@ def test_a_root_leaves_out_eigenvalues_that_are_not_positive() -> None:
     root = psd_root(gram)
     assert root.shape == (3, 1)
     assert float64(root @ root.T) == pytest.approx(np.array([[1.5, 1.5, 0], [1.5, 1.5, 0], [0, 0, 0]]), abs=1e-14)
+
+
+@pytest.mark.parametrize("n", [5, BLOCK, 2 * BLOCK + 7])
+def test_the_upper_triangle_is_that_of_the_lower_one(n: int) -> None:
+    """Whatever was there before: what counts is below the diagonal, in blocks of the diagonal as well."""
+    start, x = gaussian(n, n, 9), gaussian(3, n)
+    start = start + start.T
+    assert torch.equal(add_gram(start.tril(), [x]), add_gram(start.clone(), [x]))
+    assert torch.equal(add_gram(start.tril(), []), start)
