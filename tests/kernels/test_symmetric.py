@@ -189,3 +189,15 @@ def test_the_upper_triangle_is_that_of_the_lower_one(n: int) -> None:
     start = start + start.T
     assert torch.equal(add_gram(start.tril(), [x]), add_gram(start.clone(), [x]))
     assert torch.equal(add_gram(start.tril(), []), start)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [(2, 2), (2, 0)])
+def test_no_cholesky_factor_of_what_is_not_finite_is_looked_for(bad: float, place: tuple[int, int]) -> None:
+    """Whatever is added to the diagonal, it would fail for ever; above the diagonal nothing is read."""
+    gram = torch.eye(3, dtype=torch.float64)
+    gram[place] = bad
+    with pytest.raises(ValueError, match="the 3 x 3 Gram matrix holds NaN or infinity"):
+        nearly_cholesky(gram)
+    if place == (2, 0):
+        assert nearly_cholesky(gram.T)[0].tolist() == nearly_cholesky(torch.eye(3))[0].tolist()

@@ -145,3 +145,9 @@ def test_the_first_bad_matrix_is_named() -> None:
         truncated_svds(batch, 4)
     with pytest.raises(ValueError, match="rank 5 of 4 x 6 matrices: give one from 1 to 4"):
         truncated_svds(gaussian(24, 1).reshape(1, 4, 6), 5)
+
+
+def test_of_no_matrices_there_are_no_fits() -> None:
+    assert truncated_svds(torch.zeros(0, 4, 5), 2) == ()
+    with pytest.raises(ValueError, match="rank 5 of 4 x 5 matrices"):
+        truncated_svds(torch.zeros(0, 4, 5), 5)

@@ -245,14 +245,18 @@ def ritz_values(z: Tensor, *, fine: bool) -> tuple[Tensor, Tensor]:
     [4.0, 1.0]
     """
     if not fine and z.dtype == torch.float32:
-        # By a power of two, so that a scale of the matrix changes nothing: LAPACK would scale small values by another number.
-        unit = 2.0 ** math.frexp(float(z.abs().max()))[1]
+        unit = _unit(float(z.abs().max()))  # LAPACK would scale small values by another number
         energies, turn = torch.linalg.eigh((z.T / unit) @ (z / unit))
         if float(energies[0]) > ROUGH * float(energies[-1]):
             return energies.to(torch.float64).flip(0) * unit**2, turn.to(torch.float64).flip(1)
     wide = z.to(torch.float64)
     energies, turn = torch.linalg.eigh(wide.T @ wide)
     return energies.flip(0).clamp(min=0), turn.flip(1)
+
+
+def _unit(size: float) -> float:
+    """A power of two of about this size: by it a scale of the matrix changes no digit, where its squares leave the range of float32."""
+    return math.ldexp(0.5, math.frexp(size)[1])
 
 
 def _blurs(energies: Tensor, rank: int, allowed: float) -> bool:
@@ -269,12 +273,13 @@ def _shifted(
     ``z`` is ``A.T @ q``.
     """
     top, shift = float(energies[0]) ** 0.5, float(energies[-1]) / 2
+    unit = _unit(top)
     y = a.times(z / top, narrow=narrow)
-    turned, values = turn[:, :rank].to(z.dtype), energies[:rank].to(z.dtype)
-    image = top * (y @ turned)
+    turned, values = turn[:, :rank].to(z.dtype), (energies[:rank] / unit).to(z.dtype)
+    image = (top / unit) * (y @ turned)
     image.sub_(q @ (turned * values))
     y.sub_(q, alpha=shift / top)
-    return y, torch.linalg.vector_norm(image, dim=0, dtype=torch.float64).square()
+    return y, torch.linalg.vector_norm(image, dim=0, dtype=torch.float64).square() * unit**2
 
 
 def subspace_iteration(a: Products, rank: int, *, steps: int, oversampling: int, rng: Generator) -> Subspace:
@@ -327,6 +332,7 @@ def conditioned(y: Tensor) -> Tensor:
     >>> torch.allclose(q.T @ q, torch.eye(2), atol=1e-3)
     True
     """
+    y = y / _unit(float(y.abs().max()))
     lengths = torch.linalg.vector_norm(y, dim=0)
     y = y / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     root, failed = torch.linalg.cholesky_ex((y.T @ y).to(torch.float64), upper=True)

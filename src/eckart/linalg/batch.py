@@ -32,6 +32,8 @@ def truncated_svds(
     _, m, n = a.shape
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank {rank} of {m} x {n} matrices: give one from 1 to {min(m, n)}")
+    if len(a) == 0:
+        return ()
     bad = (~torch.isfinite(a).flatten(1).all(1)).nonzero()
     if len(bad):
         raise ValueError(f"matrix {int(bad[0])} of the batch holds NaN or infinity")
