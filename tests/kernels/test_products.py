@@ -221,6 +221,9 @@ def test_a_subspace_holds_the_best_directions_within_a_basis() -> None:
     assert float64(found.u) @ float64(found.image) == pytest.approx(
         float64(q) @ left[:, :3] * s[:3] @ right[:3], abs=1e-5
     )
+    # The values are as fine as the image: its rows have these lengths, and are orthogonal.
+    rows = float64(found.image) @ float64(found.image).T
+    assert rows == pytest.approx(np.diag(float64(found.s) ** 2), rel=1e-12, abs=1e-12)
     assert torch.equal(found.basis, q)
     assert (found.steps, found.excess, found.floor) == (7, 0.25, 0.0)
 
@@ -292,6 +295,12 @@ def test_arguments_are_left_alone(decompose: Callable[[Tensor], Tensor]) -> None
     before = y.clone()
     decompose(y)
     assert torch.equal(y, before)
+
+
+@pytest.mark.parametrize("power", [-40, -20, -1, 30])
+def test_columns_count_alike_however_long_they_are(power: int) -> None:
+    y = gaussian(30, 4).to(torch.float32)
+    assert torch.equal(conditioned(y * torch.tensor([1.0, 2.0**power, 1.0, 0.5])), conditioned(y))
 
 
 @pytest.mark.parametrize("power", [-100, -70, 70, 100])

@@ -325,3 +325,8 @@ def test_directions_of_a_fixed_iteration_are_no_more_than_there_are(
     assert found.basis.shape == (shape[0], columns)
     assert found.u.shape == (shape[0], 4)
     assert (found.steps, found.excess) == (1, None)
+
+
+def test_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="a number of steps is not below 0: -1"):
+        subspace_iteration(InMemory(gaussian(5, 4)), 2, steps=-1, oversampling=1, rng=generator())
