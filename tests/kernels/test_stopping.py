@@ -149,3 +149,15 @@ def test_just_as_much_as_is_allowed_is_enough(monkeypatch: pytest.MonkeyPatch) -
     assert found is not None
     assert (found.steps, judged.hopes) == (1, [0])
     assert found.excess == 0.5
+
+
+@pytest.mark.parametrize(("energy", "iterated"), [(1.1e-150, True), (0.9e-150, False), (0.9e70, True), (1.1e70, False)])
+def test_what_leaves_the_range_of_float32_by_far_is_left_to_an_exact_way(energy: float, iterated: bool) -> None:
+    """Infinities in float32 on the one side, and squares of energies that are nothing in float64 on the other."""
+    a = with_spectrum(300, SIDE, INDEX**-0.5) * (energy / ENERGY) ** 0.5
+    found = leading_subspace(a, 20, accuracy=2e-3, rng=generator())
+    assert (found is not None) is iterated
+    if found is not None:
+        unit = float(found.s[0])
+        assert error_of(a / unit, found.u) <= 1.002 * float(INDEX[20:].rsqrt().norm())
+        assert found.excess == pytest.approx(1e-3, rel=0.5)

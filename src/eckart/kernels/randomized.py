@@ -24,6 +24,8 @@ BFLOAT16_NOISE = 2.0**-16 / 6
 RANGE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # What may be missing must be more of the energy than the sums of squares by which it is judged are off by.
 ENERGY = {torch.float32: 1e-6, torch.float64: 1e-12}
+# Between these energies of a matrix in float64 it can be rounded to float32, and squares of energies are numbers in float64.
+LEAST, MOST = 1e-150, 1e70
 # The energies by which convergence is judged are as good as the products: in bfloat16 to about this, relatively.
 BFLOAT16_ENERGY = 5e-5
 # Energies below this share of the largest are not to be had from a Gram matrix in float32.
@@ -179,7 +181,8 @@ def leading_subspace(
     float32 can't tell them from rounding, iteration goes on in float64 with a matrix that is ``wide``. ``energy`` is the sum of all
     squared entries; of a tensor it is found out.
 
-    ``None`` where that is not reached in ``most_steps``, or where rounding hides it: an exact route is needed there.
+    ``None`` where that is not reached in ``most_steps``, or where rounding hides it, or where a matrix that is ``wide`` leaves the
+    range of float32 by far: an exact route is needed there.
     Deterministic for a state of ``rng``.
 
     >>> falling = torch.diag(torch.arange(1, 201) ** -1.0)
@@ -192,6 +195,8 @@ def leading_subspace(
         a = InMemory(a)
     if energy is None:
         raise ValueError("the energy of a matrix that is known by products must be given")
+    if a.wide and not LEAST < energy < MOST:
+        return None
     m, n = a.shape
     side = rank + oversampling(rank, min(m, n))
     narrow = a.narrows
