@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
-from numpy.linalg import LinAlgError
 from torch import Generator, Tensor
 
 from eckart.kernels.krylov import block_krylov
@@ -213,19 +213,19 @@ class Lanczos(_Iterated):
             raise ImportError("the route Lanczos needs SciPy: pip install scipy") from error
 
         def product(x: Any, of: Callable[..., Tensor]) -> Any:
-            columns = torch.from_numpy(x.reshape(len(x), -1)).to(a.device)
+            columns = torch.from_numpy(x.ravel())[:, None].to(a.device)
             return of(columns, narrow=False).cpu().numpy()
 
         linear = LinearOperator(
             a.shape,
             matvec=lambda x: product(x, a.times),
             rmatvec=lambda y: product(y, a.transposed_times),
-            dtype=torch.ones(1, dtype=torch.float64).numpy().dtype,
+            dtype=np.float64,
         )
         start = torch.randn(a.shape[0], generator=rng, dtype=torch.float64).numpy()
         try:
             parts = svds(linear, k=rank, solver="propack", v0=start)
-        except LinAlgError:
+        except np.linalg.LinAlgError:
             by = _exact_name(a.shape, self.lapack_side)
             return None, f"exact, by {by}: Lanczos bidiagonalisation did not converge"
         u, s, _ = (torch.from_numpy(part.copy()) for part in parts)
