@@ -144,8 +144,8 @@ def test_contractions_are_squared_ratios_to_the_last_energy() -> None:
 
 def test_hope_is_three_times_the_outlook_at_first_and_less_later() -> None:
     """No more than twice what is missed now."""
-    outlook = Outlook(now=10.0, then=1.0)
-    assert [outlook.hoped(step) for step in (0, 1, 2)] == [3.0, 1.4, 1.4]
+    outlook = Outlook(now=10.0, then=2.0)
+    assert [outlook.hoped(step) for step in (0, 1, 2)] == [6.0, 2.8, 2.8]
     assert Outlook(now=1.0, then=1.0).hoped(0) == 2.0
     assert Outlook(now=0.5, then=1.0).hoped(1) == 1.0
 
