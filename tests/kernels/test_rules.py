@@ -1,6 +1,7 @@
 """Rules and views at their edges: what they are where nothing is said, which of several equals they take, and their figures by hand."""
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -70,6 +71,18 @@ def test_noise_is_the_square_of_what_rounding_may_do_to_a_value(shape: tuple[int
     both = Candidates(a)
     assert both.noise == pytest.approx((16 * EPS * 5 * 5e3) ** 2, rel=1e-9, abs=0.0)
     assert both.T.noise == both.noise
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_the_noise_of_a_gram_matrix_is_what_its_energies_are_off_by(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One unit of the trace for each summand, and 16 units of the norm for each row, times the root of the smaller side."""
+    monkeypatch.setattr(import_module("eckart.kernels.svd"), "LAPACK_SIDE", 0)
+    a = torch.zeros(shape)
+    a[0, 0], a[1, 2] = 3.0, 4.0
+    expected = math.sqrt(3) * (5 * EPS * 25 + 16 * EPS * 3 * math.hypot(9, 16))
+    assert Candidates(a).noise == pytest.approx(expected, rel=1e-12, abs=0.0)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
