@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -208,6 +207,7 @@ class Lanczos(_Iterated):
     ) -> tuple[Subspace | None, str]:
         """Converged singular vectors; ``None`` where there are none."""
         try:
+            import numpy as np
             from scipy.sparse.linalg import LinearOperator, svds
         except ImportError as error:
             raise ImportError("the route Lanczos needs SciPy: pip install scipy") from error
