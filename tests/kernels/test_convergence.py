@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from market import generator
 from torch import Tensor
 
-from eckart.kernels.convergence import SEEN, Outlook, contractions
+from eckart.kernels.convergence import CHANCE, GAINED, GAINED_AT_FIRST, SEEN, Outlook, contractions
 from eckart.kernels.randomized import oversampling
 
 SIDE = 700
@@ -114,3 +115,86 @@ def test_what_gained_nothing_misses_nothing_even_where_no_step_was_to_help() -> 
 
 def test_zero_values_have_no_rate() -> None:
     assert contractions(torch.tensor([1.0, 0.0, 0.0]), 2).tolist() == [0.0, 1.0]
+
+
+# ---- by hand --------------------------------------------------------------------------------------------------------
+
+
+def doubles(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_an_outlook_is_the_larger_eigenvalue_of_two_by_two() -> None:
+    """By LAPACK: ``[[e, c], [c, l]]`` for every wanted direction, less e; and what a step takes of it, ``(l / e)^2``."""
+    energies, beside = doubles(9.0, 4.0, 2.5, 1.0, 0.5), doubles(3.0, 0.2, 1e-3)
+    now, then = 0.0, 0.0
+    for e, c2 in zip((9.0, 4.0, 2.5), (3.0, 0.2, 1e-3), strict=True):
+        gain = float(np.linalg.eigvalsh([[e, c2**0.5], [c2**0.5, 0.5]])[-1]) - e
+        now += gain
+        then += gain * (0.5 / e) ** 2
+    found = Outlook.of(energies, beside)
+    assert found.now == pytest.approx(now, rel=1e-12, abs=0.0)
+    assert found.then == pytest.approx(then, rel=1e-12, abs=0.0)
+
+
+def test_contractions_are_squared_ratios_to_the_last_energy() -> None:
+    assert contractions(doubles(8.0, 4.0, 2.0, 1.0), 3).tolist() == [1 / 64, 1 / 16, 1 / 4]
+    assert contractions(doubles(8.0, 4.0, 2.0), 3).tolist() == [1 / 16, 1 / 4, 1.0]
+
+
+def test_hope_is_three_times_the_outlook_at_first_and_less_later() -> None:
+    """No more than twice what is missed now."""
+    outlook = Outlook(now=10.0, then=2.0)
+    assert [outlook.hoped(step) for step in (0, 1, 2)] == [6.0, 2.8, 2.8]
+    assert Outlook(now=1.0, then=1.0).hoped(0) == 2.0
+    assert Outlook(now=0.5, then=1.0).hoped(1) == 1.0
+
+
+def cautions(step: int, further: int) -> float:
+    """By how much the estimate is more than what gained evenly would miss, for one wanted direction and so many further ones.
+
+    The direction has an energy of 2 above others of 1: a step makes a quarter of what it misses. It was to gain 3 of 4.
+    """
+    energies = torch.cat([doubles(2.0), torch.ones(further, dtype=torch.float64)])
+    return Outlook(now=4.0, then=1.0).missed(doubles(0.3), energies, step) / 0.1
+
+
+def test_estimates_are_cautious_at_first_and_for_few_further_directions() -> None:
+    assert [cautions(step, 1000) for step in (0, 1, 2, 3)] == pytest.approx(
+        [GAINED_AT_FIRST + 8e-5] * 2 + [GAINED + 8e-5] * 2, rel=1e-9, abs=0.0
+    )
+    assert [cautions(3, further) for further in (1, 2, 8, 20, 40)] == pytest.approx(
+        [min(80.0, GAINED + CHANCE), GAINED + 20.0, GAINED + 1.25, GAINED + 0.2, GAINED + 0.05], rel=1e-9, abs=0.0
+    )
+    assert (CHANCE, GAINED_AT_FIRST, GAINED) == (80.0, 1.75, 1.1)
+
+
+def test_a_basis_without_further_directions_is_judged_as_if_it_had_one() -> None:
+    """Chance decides nearly everything there, and twice what was missed before remains the most."""
+    energies = doubles(2.0, 1.0)
+    outlook = Outlook(now=4.0, then=1.0)
+    # gains f g / (1 - f) with f of 1/4 and 1: the second one is taken to gain in a thousand steps.
+    assert outlook.missed(doubles(3e-2, 1e-6), energies, 3) == pytest.approx((GAINED + CHANCE) * 1.1e-2, rel=1e-9)
+    assert outlook.missed(doubles(3.0, 0.0), energies, 3) == 2 * 4.0
+
+
+def test_what_gained_more_than_foreseen_misses_more_than_foreseen() -> None:
+    """Gains of 0.6 where 0.3 was to come: twice the outlook, though the rates of the directions say a third of it."""
+    energies = torch.cat([doubles(2.0), torch.ones(4000, dtype=torch.float64)])
+    told = Outlook(now=0.6, then=0.3).missed(doubles(0.6), energies, 2)
+    assert told == pytest.approx(0.6 * (GAINED + 80 / 4000**2), rel=1e-9, abs=0.0)
+    less = Outlook(now=0.6, then=0.3).missed(doubles(0.06), energies, 2)
+    assert less == pytest.approx(0.06 * (GAINED + 80 / 4000**2), rel=1e-9, abs=0.0)
+
+
+def test_losses_are_no_gains() -> None:
+    """Rounding may take something from a direction: that is not set off against what others gained."""
+    energies = torch.cat([doubles(2.0, 2.0), torch.ones(4000, dtype=torch.float64)])
+    outlook = Outlook(now=4.0, then=1.0)
+    assert outlook.missed(doubles(0.3, -0.2), energies, 2) == outlook.missed(doubles(0.3, 0.0), energies, 2) > 0.1
+
+
+def test_directions_without_a_gap_are_taken_to_gain_in_a_thousand_steps() -> None:
+    energies = torch.ones(4001, dtype=torch.float64)
+    told = Outlook(now=1.0, then=1.0).missed(doubles(1e-4), energies, 2)
+    assert told == pytest.approx(0.1 * (GAINED + 80 / 4000**2), rel=1e-9, abs=0.0)

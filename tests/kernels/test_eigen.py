@@ -174,3 +174,21 @@ def test_residuals_that_are_nothing_leave_their_own_rounding() -> None:
     """Of a diagonal matrix nothing is off but what measuring that may hide: n products, a sum and a difference, in units of its size."""
     found = symmetric_eigen(torch.diag(torch.tensor([4.0, 3.0], dtype=torch.float64)))
     assert found.residuals.tolist() == pytest.approx([4 * 2.0**-52 * 5] * 2, rel=1e-6, abs=0.0)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_the_slack_is_sixteen_units_for_every_row(n: int) -> None:
+    a = torch.zeros(n, n, dtype=torch.float64)
+    a[0, 0], a[1, 0], a[1, 1] = 1.0, 2.0, 4.0  # with its mirror image of a norm of 5
+    assert symmetric_eigen(a).slack == pytest.approx(16 * EPS * n * 5, rel=1e-12, abs=0.0)
+    assert symmetric_eigen(a, 0).slack == symmetric_eigen(a).slack
+
+
+def test_signs_of_qr_are_kept_where_the_diagonal_is_zero() -> None:
+    """Of dependent columns the last row of r is zero: nothing there asks for a sign to be turned."""
+    a = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    q, r = qr(a)
+    assert r.tolist() == [[1.0, 2.0], [0.0, 0.0]]
+    assert not bool(torch.signbit(r).any())
+    assert q[:, 0].tolist() == [1.0, 0.0, 0.0]
+    assert float(q[1, 1]) == 1.0  # Householder's second reflection is none

@@ -1,9 +1,21 @@
 import math
 from importlib import import_module
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
-from market import MATRICES, gaussian, generator, lapack_values, orthonormal, with_exact_spectrum, with_spectrum
+from market import (
+    MATRICES,
+    float64,
+    gaussian,
+    generator,
+    lapack_values,
+    orthonormal,
+    with_exact_spectrum,
+    with_spectrum,
+)
+from torch import Tensor
 
 from eckart.linalg import spectral_norm
 
@@ -138,3 +150,106 @@ def test_of_a_matrix_of_rank_one_the_upper_figure_is_the_formula() -> None:
 def test_up_to_the_side_itself_the_norm_is_certain(side: int, certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("eckart.kernels.norms"), "LAPACK_SIDE", 8)
     assert (spectral_norm(gaussian(side, 12), generator()).delta == 0.0) is certain
+
+
+# ---- the Frobenius norm ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("panel", [1, 5, 1 << 18])
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_frobenius_norm_is_that_of_numpy(name: str, panel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NORMS, "PANEL", panel)
+    a = MATRICES[name]()
+    assert NORMS.frobenius_norm(a) == pytest.approx(float(np.linalg.norm(float64(a))), rel=1e-14, abs=0.0)
+
+
+def test_the_frobenius_norm_takes_any_number_of_sides() -> None:
+    a = gaussian(6, 20).reshape(3, 2, 4, 5)
+    assert NORMS.frobenius_norm(a) == pytest.approx(float(np.linalg.norm(a.numpy().ravel())), rel=1e-14, abs=0.0)
+    assert NORMS.frobenius_norm(torch.tensor([3.0, 4.0])) == 5.0
+    for nothing in (torch.zeros(0), torch.zeros(0, 3), torch.zeros(3, 0)):
+        assert NORMS.frobenius_norm(nothing) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "panels"),
+    [
+        ((1000, 1000), [262_000, 262_000, 262_000, 214_000]),
+        ((1 << 17, 4), [1 << 18, 1 << 18]),
+        ((2, 300_000), [300_000, 300_000]),
+        ((7, 9), [63]),
+    ],
+)
+def test_the_frobenius_norm_goes_by_panels_of_a_quarter_of_a_million(
+    shape: tuple[int, int], panels: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows at once as hold 2^18 entries, one at least."""
+    seen: list[int] = []
+    dot = Tensor.dot
+    monkeypatch.setattr(Tensor, "dot", lambda self, other: (seen.append(len(self)), dot(self, other))[1])
+    found = NORMS.frobenius_norm(torch.ones(shape, dtype=torch.bfloat16))
+    assert found == pytest.approx(math.sqrt(math.prod(shape)), rel=1e-15, abs=0.0)
+    assert seen == panels
+
+
+# ---- what belongs to a norm -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("by_probes")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_directions_are_unit_vectors_near_the_leading_one(dtype: torch.dtype) -> None:
+    a = with_spectrum(30, 18, torch.tensor([4.0, *[1.0] * 17]).double()).to(dtype)
+    bound = spectral_norm(a, generator())
+    leading = scipy.linalg.svd(float64(a))[0][:, 0]
+    assert bound.directions.shape == (10, 30)
+    assert bound.directions.dtype == dtype
+    assert np.abs(float64(bound.directions) @ leading) == pytest.approx(1.0, abs=1e-6)
+    assert np.linalg.norm(float64(bound.directions), axis=1) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_without_products_there_are_no_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spectral_norm(gaussian(5, 3), generator()).directions.shape == (0, 5)
+    monkeypatch.setattr(NORMS, "LAPACK_SIDE", 0)
+    none = spectral_norm(torch.zeros(5, 3), generator()).directions
+    assert (none.shape, none.dtype) == ((0, 5), torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "taken"),
+    [(torch.float32, torch.float32), (torch.float64, torch.float64), (torch.bfloat16, torch.float64)],
+)
+@pytest.mark.usefixtures("by_probes")
+def test_products_run_in_float32_where_the_matrix_has_it(dtype: torch.dtype, taken: torch.dtype) -> None:
+    assert spectral_norm(gaussian(9, 8).to(dtype), generator()).directions.dtype == taken
+
+
+@pytest.mark.parametrize("shape", [(20, 64), (64, 20)])
+def test_the_rounding_of_products_widens_both_ends(shape: tuple[int, int]) -> None:
+    """Products with a matrix of a single entry are exact: what is left is as many units of rounding as the larger side, either way."""
+    m, n = shape
+    e = torch.zeros(m, n)
+    e[0, 0] = 2.0
+    for seed in range(3):
+        bound = NORMS.probed_norm(lambda x: x @ e.T, lambda y: y @ e, shape, torch.float32, generator(seed))
+        grain = 64 * 2.0**-23
+        largest = float(torch.randn(10, n, generator=generator(seed), dtype=torch.float64)[:, 0].abs().max())
+        upper = 2 * max(1.0, (10 * math.sqrt(2 / math.pi) * largest) ** (1 / 17)) * (1 + grain)
+        assert bound.value == pytest.approx(2 * (1 - grain), rel=1e-9, abs=0.0)
+        assert bound.upper == pytest.approx(upper, rel=1e-7, abs=0.0)
+
+
+def test_a_norm_takes_no_more_products_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight with E^T E, one with E, and one back to measure."""
+    taken: list[str] = []
+    e = gaussian(9, 7)
+
+    def forth(x: Tensor) -> Tensor:
+        taken.append("forth")
+        return x @ e.T
+
+    def back(y: Tensor) -> Tensor:
+        taken.append("back")
+        return y @ e
+
+    NORMS.probed_norm(forth, back, (9, 7), e.dtype, generator())
+    assert taken == ["forth", "back"] * 9

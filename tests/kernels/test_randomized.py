@@ -285,3 +285,48 @@ def test_the_excess_is_half_of_what_is_missed_of_the_tail(monkeypatch: pytest.Mo
     assert found is not None
     tail = float((1 / INDEX).sum() - found.s.square().sum())
     assert found.excess == pytest.approx(1e-3 / (2 * tail), rel=1e-4)
+
+
+def test_once_in_float64_no_product_is_narrow() -> None:
+    s = torch.cat([torch.full((3,), 1e4, dtype=torch.float64), INDEX[3:] ** -0.5])
+    a = Noted(InMemory(with_spectrum(300, SIDE, s)))
+    found = leading_subspace(a, 12, accuracy=2e-3, rng=generator(), energy=float(s.square().sum()))
+    assert found is not None
+    assert found.basis.dtype == torch.float64
+    assert a.narrow[:2] == [True, True]
+    assert not any(a.narrow[2:])
+    assert error_of(with_spectrum(300, SIDE, s), found) <= 1.002 * float(s[12:].norm())
+
+
+def test_in_float64_no_product_is_narrow_where_narrow_ones_would_do() -> None:
+    """One value far above others that are alike, and an accuracy that anything has: what float32 hides would not be blurred."""
+    s = torch.cat([torch.tensor([1.1e4]), torch.ones(SIDE - 1)]).to(torch.float64)
+    a = Noted(InMemory(with_spectrum(300, SIDE, s)))
+    found = leading_subspace(a, 12, accuracy=40.0, rng=generator(), energy=float(s.square().sum()))
+    assert found is not None
+    assert found.basis.dtype == torch.float64
+    assert a.narrow == [True, True] + [False] * (1 + 2 * found.steps)
+
+
+def test_blurred_products_are_made_anew_in_float32_before_anything_is_judged_by_them() -> None:
+    """An accuracy that bfloat16 can't show: the start and the first look are narrow, all others are not."""
+    a = Noted(InMemory(with_spectrum(300, SIDE, INDEX**-0.5).to(torch.float32)))
+    found = leading_subspace(a, 20, accuracy=1e-5, rng=generator(), energy=float((1 / INDEX).sum()))
+    assert found is not None
+    assert a.narrow == [True, True] + [False] * (2 * found.steps)
+    assert found.steps > 1
+
+
+@pytest.mark.parametrize(("shape", "oversampled", "columns"), [((50, 40), 6, 10), ((50, 8), 6, 8), ((7, 40), 6, 7)])
+def test_directions_of_a_fixed_iteration_are_no_more_than_there_are(
+    shape: tuple[int, int], oversampled: int, columns: int
+) -> None:
+    found = subspace_iteration(InMemory(gaussian(*shape)), 4, steps=1, oversampling=oversampled, rng=generator())
+    assert found.basis.shape == (shape[0], columns)
+    assert found.u.shape == (shape[0], 4)
+    assert (found.steps, found.excess) == (1, None)
+
+
+def test_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="a number of steps is not below 0: -1"):
+        subspace_iteration(InMemory(gaussian(5, 4)), 2, steps=-1, oversampling=1, rng=generator())

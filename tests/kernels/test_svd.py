@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from importlib import import_module
 
 import numpy as np
@@ -257,3 +258,112 @@ def test_small_values_are_read_off_float64_not_float32() -> None:
     a, truth = with_exact_spectrum(16, (10**12, 10**6, 1))
     assert svd(a).s[:3].tolist() == pytest.approx(truth, rel=1e-2)
     assert scipy.linalg.svdvals(a.numpy().astype(np.float32))[2] != pytest.approx(truth[2], rel=1e-2)
+
+
+# ---- which way, and how wrong it may be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decompose", [svd, singular_values])
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (8, 8)])
+def test_up_to_the_side_that_is_given_it_is_lapack(shape: tuple[int, int], decompose: Callable[..., SVD]) -> None:
+    for side, by_lapack in ((0, False), (7, False), (8, True), (9, True)):
+        f = decompose(gaussian(*shape), side)
+        assert (f.slack > 0, f.slack_sq > 0) == (by_lapack, not by_lapack)
+
+
+@pytest.mark.parametrize(("side", "by_lapack"), [(1024, True), (1025, False)])
+def test_up_to_a_side_of_1024_it_is_lapack(side: int, by_lapack: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for what would take long."""
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda a: a.new_zeros(min(a.shape)))
+    monkeypatch.setattr(MODULE, "smaller_gram", lambda a: torch.eye(2, dtype=torch.float64))
+    assert (singular_values(torch.ones(side, 1200)).slack > 0) is by_lapack
+    assert (singular_values(torch.ones(1200, side)).slack > 0) is by_lapack
+
+
+@pytest.mark.parametrize("shape", [(30, 7), (7, 30)])
+def test_lapack_is_given_the_tall_orientation(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes half as long there; and nothing is made that is larger than the matrix."""
+    given: list[tuple[int, ...]] = []
+    whole, values = torch.linalg.svd, torch.linalg.svdvals
+
+    def watched(a: Tensor, full_matrices: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        given.append(tuple(a.shape))
+        u, s, vh = whole(a, full_matrices=full_matrices)
+        assert max(u.numel(), vh.numel()) <= a.numel()
+        return u, s, vh
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda a: (given.append(tuple(a.shape)), values(a))[1])
+    a = gaussian(*shape)
+    svd(a)
+    singular_values(a)
+    assert given == [(30, 7), (30, 7)]
+
+
+def test_who_asks_for_values_does_not_pay_for_vectors(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
+    for name in ("eigh", "svd"):
+        monkeypatch.setattr(torch.linalg, name, lambda *_, **__: pytest.fail("vectors were computed"))
+    a, truth = with_exact_spectrum(8, (5, 3, 2, 1))
+    assert_slack_covers(singular_values(a), truth)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_the_slack_of_lapack_is_sixteen_units_for_every_row_of_the_larger_side(shape: tuple[int, int]) -> None:
+    a = torch.zeros(shape)
+    a[0, 0], a[1, 2] = 3.0, 4.0
+    expected = 16 * EPS * max(shape) * 5
+    for f in (svd(a), singular_values(a)):
+        assert f.slack == pytest.approx(expected, rel=1e-12, abs=0.0)
+        assert f.slack_sq == 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3), (4, 4)])
+def test_the_slack_of_the_gram_route_adds_the_product_to_its_eigenvalues(shape: tuple[int, int]) -> None:
+    """Of energies 9 and 16: one unit of the trace for each summand, and 16 units of the norm for each row, times the root of k."""
+    a = torch.zeros(shape)
+    a[0, 0], a[1, 2] = 3.0, 4.0
+    k = min(shape)
+    expected = math.sqrt(k) * (max(shape) * EPS * 25 + 16 * EPS * k * math.hypot(9, 16))
+    for f in (svd(a, 0), singular_values(a, 0)):
+        assert f.slack == 0.0
+        assert f.slack_sq == pytest.approx(expected, rel=1e-12, abs=0.0)
+
+
+def test_a_gram_matrix_is_decomposed_as_the_matrix_behind_it() -> None:
+    """Only the lower triangle is read; what rounding did to the product before is added to the slack."""
+    a = with_spectrum(6, 9, torch.linspace(3, 1, 6, dtype=torch.float64))
+    gram = a @ a.T
+    left, s = scipy.linalg.svd(float64(a))[:2]
+    found = MODULE.gram_svd(gram.tril(), 0.0)
+    assert float64(found.s) == pytest.approx(s, rel=1e-13)
+    assert np.abs(float64(found.u).T @ left) == pytest.approx(np.eye(6), abs=1e-12)
+    assert bool((pivots(found.u) > 0).all())
+    assert found.slack_sq == pytest.approx(math.sqrt(6) * 16 * EPS * 6 * float(gram.tril().norm()), rel=1e-12, abs=0.0)
+    values = MODULE.gram_svd(gram, 0.25, vectors=False)
+    assert values.u.shape == (6, 0)
+    assert float64(values.s) == pytest.approx(s, rel=1e-13)
+    assert values.slack_sq == pytest.approx(math.sqrt(6) * 0.25, rel=1e-10)
+
+
+def test_negative_energies_of_rounding_are_no_values() -> None:
+    gram = torch.diag(torch.tensor([4.0, -1e-17, 1.0], dtype=torch.float64))
+    assert MODULE.gram_svd(gram, 0.0).s.tolist() == [2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("vectors", [True, False])
+def test_a_gram_matrix_that_is_not_finite_is_refused(bad: float, vectors: bool) -> None:
+    gram = torch.eye(3, dtype=torch.float64)
+    gram[2, 0] = bad
+    with pytest.raises(ValueError, match="the 3 x 3 Gram matrix holds NaN or infinity"):
+        MODULE.gram_svd(gram, 0.0, vectors=vectors)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_nothing_is_known_without_slack(shape: tuple[int, int], route: str) -> None:
+    for f in (svd(torch.zeros(shape)), singular_values(torch.zeros(shape))):
+        assert (f.slack, f.slack_sq) == (0.0, 0.0)
+
+
+def test_zeros_keep_their_sign() -> None:
+    assert not bool(torch.signbit(fix_signs(torch.zeros(3, 2))).any())

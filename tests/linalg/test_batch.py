@@ -83,3 +83,71 @@ def test_tall_matrices_make_nothing_larger_than_themselves() -> None:
     with Largest() as seen:
         truncated_svds(batch, 2)
     assert seen.most <= batch.numel()
+
+
+def small_remainder(m: int, n: int) -> torch.Tensor:
+    """Values 3, 2 and 2^-40, on a diagonal, where LAPACK makes no error: what bounds allow for rounding shows beside the last."""
+    a = torch.zeros(m, n, dtype=torch.float64)
+    a[0, 0], a[1, 1], a[2, 2] = 3.0, 2.0, 2.0**-40
+    return a
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_bounds_allow_for_rounding_and_for_no_more(shape: tuple[int, int]) -> None:
+    """The decomposition: 16 units for every row of the larger side; the remainder: rank + 3 half units of both factors and of W."""
+    w = small_remainder(*shape)
+    plain, spectral = truncated_svds(torch.stack([torch.eye(*shape).double(), w]), 2, spectral=True)[1].bounds
+    eps, rest, size = 2.0**-52, 2.0**-40, math.sqrt(13)
+    decomposed = 16 * eps * max(shape) * size
+    # Factors of equal lengths: the product of their norms is the sum of the values.
+    formed = 5 * eps / 2 * (5 + size)
+    for bound, of_norm in ((plain, formed), (spectral, formed + decomposed)):
+        assert bound.lower == pytest.approx(rest - decomposed, rel=1e-6, abs=0.0)
+        assert bound.achieved == pytest.approx(rest, rel=1e-6, abs=0.0)
+        assert bound.upper - bound.achieved == pytest.approx(of_norm, rel=1e-6, abs=0.0)
+    assert (plain.norm, spectral.norm) == ("frobenius", "spectral")
+    assert (plain.scale, spectral.scale) == (pytest.approx(size), pytest.approx(3.0))
+
+
+def test_a_full_rank_leaves_nothing_that_is_certain() -> None:
+    for bound in truncated_svds(gaussian(20, 4).reshape(4, 5, 4), 4, spectral=True)[0].bounds:
+        assert bound.lower == 0.0
+        assert 0.0 <= bound.achieved <= 1e-13
+
+
+def test_what_is_achieved_is_never_below_what_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding takes the measured norm below the certain bound, the bound counts."""
+    real = torch.linalg.vector_norm
+    w = small_remainder(4, 4)
+
+    def measured(x: torch.Tensor, **options: Any) -> torch.Tensor:
+        found = real(x, **options)
+        return found / 2 if options.get("dim") == (1, 2) and float(found.max()) < 1e-6 else found
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", measured)
+    (fit,) = truncated_svds(w[None], 2)
+    assert fit.bounds[0].achieved == fit.bounds[0].lower
+    assert fit.bounds[0].lower == pytest.approx(2.0**-40, rel=0.1, abs=0.0)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float32])
+def test_factors_are_in_the_dtype_that_is_asked_for(dtype: torch.dtype | None) -> None:
+    (fit,) = truncated_svds(gaussian(6, 5)[None], 2, dtype=dtype)
+    assert {t.dtype for t in fit.op.tensors().values()} == {dtype or torch.float64}
+    assert [bound.norm for bound in fit.bounds] == ["frobenius"]
+    assert fit.how == "exact, by LAPACK, in a batch"
+
+
+def test_the_first_bad_matrix_is_named() -> None:
+    batch = gaussian(20, 6).reshape(5, 4, 6)
+    batch[2, 0, 0], batch[4, 3, 5] = math.nan, math.inf
+    with pytest.raises(ValueError, match="matrix 2 of the batch holds NaN or infinity"):
+        truncated_svds(batch, 4)
+    with pytest.raises(ValueError, match="rank 5 of 4 x 6 matrices: give one from 1 to 4"):
+        truncated_svds(gaussian(24, 1).reshape(1, 4, 6), 5)
+
+
+def test_of_no_matrices_there_are_no_fits() -> None:
+    assert truncated_svds(torch.zeros(0, 4, 5), 2) == ()
+    with pytest.raises(ValueError, match="rank 5 of 4 x 5 matrices"):
+        truncated_svds(torch.zeros(0, 4, 5), 5)

@@ -24,6 +24,8 @@ BFLOAT16_NOISE = 2.0**-16 / 6
 RANGE = {torch.float32: 1e-4, torch.float64: 1e-6}
 # What may be missing must be more of the energy than the sums of squares by which it is judged are off by.
 ENERGY = {torch.float32: 1e-6, torch.float64: 1e-12}
+# Between these energies of a matrix in float64 it can be rounded to float32, and squares of energies are numbers in float64.
+LEAST, MOST = 1e-150, 1e70
 # The energies by which convergence is judged are as good as the products: in bfloat16 to about this, relatively.
 BFLOAT16_ENERGY = 5e-5
 # Energies below this share of the largest are not to be had from a Gram matrix in float32.
@@ -179,7 +181,8 @@ def leading_subspace(
     float32 can't tell them from rounding, iteration goes on in float64 with a matrix that is ``wide``. ``energy`` is the sum of all
     squared entries; of a tensor it is found out.
 
-    ``None`` where that is not reached in ``most_steps``, or where rounding hides it: an exact route is needed there.
+    ``None`` where that is not reached in ``most_steps``, or where rounding hides it, or where a matrix that is ``wide`` leaves the
+    range of float32 by far: an exact route is needed there.
     Deterministic for a state of ``rng``.
 
     >>> falling = torch.diag(torch.arange(1, 201) ** -1.0)
@@ -192,6 +195,8 @@ def leading_subspace(
         a = InMemory(a)
     if energy is None:
         raise ValueError("the energy of a matrix that is known by products must be given")
+    if a.wide and not LEAST < energy < MOST:
+        return None
     m, n = a.shape
     side = rank + oversampling(rank, min(m, n))
     narrow = a.narrows
@@ -245,14 +250,18 @@ def ritz_values(z: Tensor, *, fine: bool) -> tuple[Tensor, Tensor]:
     [4.0, 1.0]
     """
     if not fine and z.dtype == torch.float32:
-        # By a power of two, so that a scale of the matrix changes nothing: LAPACK would scale small values by another number.
-        unit = 2.0 ** math.frexp(float(z.abs().max()))[1]
+        unit = _unit(float(z.abs().max()))  # LAPACK would scale small values by another number
         energies, turn = torch.linalg.eigh((z.T / unit) @ (z / unit))
         if float(energies[0]) > ROUGH * float(energies[-1]):
             return energies.to(torch.float64).flip(0) * unit**2, turn.to(torch.float64).flip(1)
     wide = z.to(torch.float64)
     energies, turn = torch.linalg.eigh(wide.T @ wide)
     return energies.flip(0).clamp(min=0), turn.flip(1)
+
+
+def _unit(size: float) -> float:
+    """A power of two of about this size: by it a scale of the matrix changes no digit, where its squares leave the range of float32."""
+    return math.ldexp(0.5, math.frexp(size)[1])
 
 
 def _blurs(energies: Tensor, rank: int, allowed: float) -> bool:
@@ -269,12 +278,13 @@ def _shifted(
     ``z`` is ``A.T @ q``.
     """
     top, shift = float(energies[0]) ** 0.5, float(energies[-1]) / 2
+    unit = _unit(top)
     y = a.times(z / top, narrow=narrow)
-    turned, values = turn[:, :rank].to(z.dtype), energies[:rank].to(z.dtype)
-    image = top * (y @ turned)
+    turned, values = turn[:, :rank].to(z.dtype), (energies[:rank] / unit).to(z.dtype)
+    image = (top / unit) * (y @ turned)
     image.sub_(q @ (turned * values))
     y.sub_(q, alpha=shift / top)
-    return y, torch.linalg.vector_norm(image, dim=0, dtype=torch.float64).square()
+    return y, torch.linalg.vector_norm(image, dim=0, dtype=torch.float64).square() * unit**2
 
 
 def subspace_iteration(a: Products, rank: int, *, steps: int, oversampling: int, rng: Generator) -> Subspace:
@@ -327,6 +337,7 @@ def conditioned(y: Tensor) -> Tensor:
     >>> torch.allclose(q.T @ q, torch.eye(2), atol=1e-3)
     True
     """
+    y = y / _unit(float(y.abs().max()))
     lengths = torch.linalg.vector_norm(y, dim=0)
     y = y / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
     root, failed = torch.linalg.cholesky_ex((y.T @ y).to(torch.float64), upper=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ def nearly_cholesky(gram: Tensor) -> tuple[Tensor, float]:
     For every diagonal entry g of ``gram`` an entry of J beside the diagonal is at most ``share / n * sqrt(g_i g_j)``, and of the
     diagonal ``share * g_i``: so ``trace(W J W^T)`` is at most ``share * sum_i g_i ||W_i||^2`` for the columns W_i of any W. J begins with
     what rounding may do in Cholesky's algorithm (Higham 2002, theorem 10.3), which keeps a semidefinite matrix from failing in it,
-    and grows until it does not. An entry of zero counts as a tiny one. Only the lower triangle is read.
+    and grows until it does not. An entry of zero counts as a tiny one. Only the lower triangle is read; ``ValueError`` for NaN or
+    infinity in it, with which no J would do.
 
     >>> c, share = nearly_cholesky(torch.tensor([[4.0, 2.0], [2.0, 1.0]]))
     >>> (c @ c.T).round(decimals=9).tolist(), share < 1e-12
@@ -61,15 +63,17 @@ def nearly_cholesky(gram: Tensor) -> tuple[Tensor, float]:
     """
     gram = gram.to(torch.float64)
     n, sizes = len(gram), gram.diagonal()
+    if not bool(torch.isfinite(gram.tril()).all()):
+        raise ValueError(f"the {n} x {n} Gram matrix holds NaN or infinity")
     sizes = sizes.clamp(min=max(1e-30 * float(sizes.max()), 1e-300))
-    added = 4 * n * EPS
-    while True:
+    for power in count():
+        added = 4 * n * EPS * 16.0**power
         shifted = gram.clone()
         shifted.diagonal().copy_(sizes * (1 + added))
         c, failed = torch.linalg.cholesky_ex(shifted)
         if not int(failed):
-            return c, least_share(n) + added - 4 * n * EPS
-        added *= 16
+            break
+    return c, added + n * (n + 2) * EPS
 
 
 def least_share(n: int) -> float:

@@ -32,6 +32,8 @@ def truncated_svds(
     _, m, n = a.shape
     if not 1 <= rank <= min(m, n):
         raise ValueError(f"rank {rank} of {m} x {n} matrices: give one from 1 to {min(m, n)}")
+    if len(a) == 0:
+        return ()
     bad = (~torch.isfinite(a).flatten(1).all(1)).nonzero()
     if len(bad):
         raise ValueError(f"matrix {int(bad[0])} of the batch holds NaN or infinity")
@@ -40,7 +42,7 @@ def truncated_svds(
     tall = wide if m >= n else wide.mT
     x, s, yh = torch.linalg.svd(tall, full_matrices=False)
     u = (x if m >= n else yh.mT)[:, :, :rank]
-    ops = [stored(own, matrix, dtype)[0] for own, matrix in zip(map(fix_signs, u), wide, strict=True)]
+    ops = [stored(fix_signs(u[i]), matrix, dtype)[0] for i, matrix in enumerate(wide)]
     left, right = (torch.stack([getattr(op, side) for op in ops]).to(torch.float64) for side in ("left", "right"))
     error = wide - left @ right
     norms = torch.linalg.vector_norm(error, dim=(1, 2))

@@ -45,6 +45,10 @@ class Route(Protocol):
         """The leading left singular subspace, and how it was found; ``None`` and why, where only an exact way leads there."""
 
 
+def _exact_name(shape: tuple[int, int], lapack_side: int) -> str:
+    return "LAPACK" if min(shape) <= lapack_side else "a float64 Gram matrix"
+
+
 @dataclass(frozen=True)
 class Automatic:
     """LAPACK for small matrices; subspace iteration where that is faster; else a Gram matrix in float64.
@@ -82,7 +86,7 @@ class Automatic:
         self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
     ) -> tuple[Subspace | None, str]:
         """Steps until the error is within the accuracy; for a large rank all directions at once."""
-        by = "LAPACK" if min(a.shape) <= self.lapack_side else "a float64 Gram matrix"
+        by = _exact_name(a.shape, self.lapack_side)
         if LARGEST_SHARE * rank > min(a.shape) and self.single:
             if not isinstance(a, InMemory) or a.wide:
                 return None, f"exact, by {by}: rank {rank} is more than a third of {min(a.shape)}"
@@ -194,29 +198,36 @@ class BlockKrylov(_Iterated):
 class Lanczos(_Iterated):
     """SciPy's Lanczos bidiagonalisation (PROPACK) to convergence in float64: an independent way, slow above small ranks.
 
-    Raises ``ImportError`` with a sentence where SciPy is missing.
+    Where that does not come about, because values are too close for as many products as it makes or are the same, an exact way is
+    taken. Raises ``ImportError`` with a sentence where SciPy is missing.
     """
 
     def leading(
         self, a: Products, rank: int, *, energy: float, accuracy: float, rng: Generator
     ) -> tuple[Subspace | None, str]:
-        """Converged singular vectors."""
+        """Converged singular vectors; ``None`` where there are none."""
         try:
+            import numpy as np
             from scipy.sparse.linalg import LinearOperator, svds
         except ImportError as error:
             raise ImportError("the route Lanczos needs SciPy: pip install scipy") from error
 
         def product(x: Any, of: Callable[..., Tensor]) -> Any:
-            columns = torch.from_numpy(x.reshape(len(x), -1)).to(a.device)
+            columns = torch.from_numpy(x.ravel())[:, None].to(a.device)
             return of(columns, narrow=False).cpu().numpy()
 
         linear = LinearOperator(
             a.shape,
             matvec=lambda x: product(x, a.times),
             rmatvec=lambda y: product(y, a.transposed_times),
-            dtype=torch.ones(1, dtype=torch.float64).numpy().dtype,
+            dtype=np.float64,
         )
         start = torch.randn(a.shape[0], generator=rng, dtype=torch.float64).numpy()
-        u, s, _ = (torch.from_numpy(part.copy()) for part in svds(linear, k=rank, solver="propack", v0=start))
+        try:
+            parts = svds(linear, k=rank, solver="propack", v0=start)
+        except np.linalg.LinAlgError:
+            by = _exact_name(a.shape, self.lapack_side)
+            return None, f"exact, by {by}: Lanczos bidiagonalisation did not converge"
+        u, s, _ = (torch.from_numpy(part.copy()) for part in parts)
         u = u[:, s.argsort(descending=True)].to(device=a.device, dtype=torch.float32)
         return ritz_subspace(a, u, rank, 0, None), "Lanczos bidiagonalisation by SciPy, as asked"
