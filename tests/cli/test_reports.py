@@ -12,7 +12,7 @@ import torch
 from eckart.bound import Bound
 from eckart.cli import reports, show
 from eckart.measure.spectrum import Spectrum
-from eckart.model.certificate import MatrixRecord
+from eckart.model.certificate import BondRecord, MatrixRecord
 from eckart.model.engine import Compressed, Planned, PlannedMatrix
 from eckart.model.evaluate import Score
 from eckart.model.inspect import Inspection, MatrixRow
@@ -34,6 +34,8 @@ def matrix(name: str, rank: int | None, *bounds: Bound) -> MatrixRecord:
 DONE = Compressed(
     folder=Path("small"),
     matrices=(matrix("a.q", 3, GRAM, PLAIN, SPECTRAL), matrix("a.k", None, NOTHING, replace(NOTHING, norm="spectral"))),
+    bonds=(),
+    dropped=(),
     untouched=(*(Untouched(f"t{i}", (3,), "outside of the blocks") for i in range(5)), Untouched("x", (2,), "no")),
     target_bytes=(40_000, 10_000),
     file_bytes=(8_000_000, 6_000_000),
@@ -68,6 +70,28 @@ def test_a_compression(capsys: pytest.CaptureFixture[str]) -> None:
         "left as it is: x: no",
         "peak memory 321.0 MB",
         "written to small",
+    ]
+
+
+def test_bonds_and_blocks(capsys: pytest.CaptureFixture[str]) -> None:
+    """Groups of heads in one line, with the largest figures among them."""
+    read = Bound(norm="read", lower=1.0, achieved=2.0, upper=2.5, scale=10.0)
+    bonds = (
+        BondRecord("h.0.hidden", 96, 64, (0, 1), read),
+        BondRecord("h.0.values.0", 12, 8, None, replace(read, lower=0.0)),
+        BondRecord("h.0.values.1", 12, 8, None, replace(read, lower=1.6)),
+        BondRecord("h.1.hidden", 96, 64, (2,), None),
+    )
+    reports.print_compressed(replace(DONE, matrices=(), bonds=bonds, dropped=("h.2", "h.4"), losses={}))
+    assert lines(capsys)[:8] == [
+        "bond                   size  left  error of what is read  over optimum",
+        "h.0.hidden               96    64                20.00 %        2.0000",
+        "h.0.values (2 groups)    12     8                20.00 %        1.2500",
+        "h.1.hidden               96    64                      -             -",
+        "",
+        "blocks left out: h.2, h.4",
+        "linear maps     40.0 kB ->   10.0 kB  (0.2500 of before)",
+        "weight files     8.0 MB ->    6.0 MB  (0.7500 of before)",
     ]
 
 

@@ -104,3 +104,31 @@ def test_sums_that_cancel_are_formed_in_full_width() -> None:
     error = float(np.linalg.norm(exact - float64(fit.op.dense())))
     assert fit.bounds[0].upper >= error * (1 - 1e-12)
     assert fit.bounds[0].achieved == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e-130, 1e130, 1e160, 1e250])
+@pytest.mark.parametrize("size", [{"rank": 2}, {"error": 0.3}, {"energy": 0.8}, {"bytes": 200}])
+@pytest.mark.parametrize("spectral", [False, True])
+def test_entries_whose_squares_are_no_numbers_are_met_all_the_same(
+    scale: float, size: dict[str, float], spectral: bool
+) -> None:
+    """What comes out is that of the same matrix in other units, to the last bit where these are powers of two."""
+    unit = 2.0 ** math.frexp(scale)[1]
+    w = gaussian(9, 7)
+    near = truncated_svd(w, dtype=torch.float64, spectral=spectral, **size)  # type: ignore[arg-type]
+    far = truncated_svd(w * unit, dtype=torch.float64, spectral=spectral, **size)  # type: ignore[arg-type]
+    assert float64(far.op.dense() / unit) == pytest.approx(float64(near.op.dense()), rel=1e-14, abs=1e-14)
+    for a, b in zip(far.bounds, near.bounds, strict=True):
+        assert (a.norm, a.certain) == (b.norm, b.certain)
+        for figure in ("lower", "achieved", "upper", "scale"):
+            assert getattr(a, figure) / unit == pytest.approx(getattr(b, figure), rel=1e-12, abs=1e-15)
+
+
+def test_zeros_can_be_iterated_on() -> None:
+    fit = truncated_svd(torch.zeros(9, 7), 2, route=SubspaceIteration())
+    assert (fit.bounds[0].achieved, fit.bounds[0].scale) == (0.0, 0.0)
+
+
+def test_numbers_that_no_float_holds_are_named() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        truncated_svd(torch.tensor([[math.inf, 1.0], [0.0, 1.0]], dtype=torch.float64), 1)

@@ -75,7 +75,7 @@ class Projected:
 
     def error(self, target: Tensor, size: float) -> tuple[float, float]:
         """The Frobenius norm of the error, and how far rounding may have put it off; formed where inner products are too coarse."""
-        if self.doubt <= 2 * COARSE * self.energy:
+        if self.doubt <= 2 * COARSE * self.energy and self.energy > 0:
             error = math.sqrt(self.energy)
             return error, self.doubt / error
         formed = Formed.of(target, self.op, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -15,10 +17,11 @@ from eckart.linalg.routes import Automatic, Route
 from eckart.linalg.truncation import Truncation
 from eckart.linalg.weighed import WeighedTruncation
 from eckart.metric import Metric, TwoSided
-from eckart.operator import Dense, Operator, in_dtype
+from eckart.operator import Dense, Factors, Operator, in_dtype
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
 FIRST_GUESS = 16  # the rank at which the search for one that is good enough begins
+LEAST, MOST = 1e-120, 1e120  # entries between which squares, and sums of them, are numbers in float64
 SMALL = 256  # the smaller side up to which nothing is iterated for
 
 
@@ -83,6 +86,22 @@ def truncated_svd(
         raise ValueError(f"the accuracy is a share of the smallest error and not below 0: {accuracy:g}")
     rng = rng or Generator().manual_seed(0)
     dtype = dtype or _dtype_of(a)
+    unit = _far(a)
+    if unit is not None and isinstance(a, Tensor):
+        fit = truncated_svd(
+            a / unit,
+            rank,
+            energy=energy,
+            error=error,
+            bytes=bytes,
+            metric=metric,
+            accuracy=accuracy,
+            route=route,
+            dtype=dtype,
+            rng=rng,
+            spectral=spectral,
+        )
+        return _times(fit, unit)
     prepared = analysed(a, metric, accuracy, route or (Automatic() if spectral else Automatic(SMALL, single=True)))
     match rank, energy, error, bytes:
         case int(), None, None, None:
@@ -162,3 +181,29 @@ def _dtype_of(a: Tensor | Operator) -> torch.dtype:
         return a.dtype
     floating = [t.dtype for t in a.tensors().values() if t.is_floating_point()]
     return max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32)
+
+
+def _far(a: Tensor | Operator) -> float | None:
+    """A power of two to measure a matrix in float64 by whose squares are too large or too small for any number; ``None`` for others."""
+    if not isinstance(a, Tensor) or a.dtype != torch.float64 or not a.numel():
+        return None
+    size = float(a.abs().max())
+    if not 0 < size < math.inf or LEAST < size < MOST:
+        return None
+    return math.ldexp(0.5, math.frexp(size)[1])
+
+
+def _times(fit: Fit, unit: float) -> Fit:
+    """A fit of a matrix measured in ``unit``, for the matrix itself."""
+    assert isinstance(fit.op, Factors)
+    bounds = [
+        replace(
+            bound,
+            lower=None if bound.lower is None else bound.lower * unit,
+            achieved=bound.achieved * unit,
+            upper=bound.upper * unit,
+            scale=bound.scale * unit,
+        )
+        for bound in fit.bounds
+    ]
+    return replace(fit, op=Factors(fit.op.left * unit, fit.op.right), bounds=tuple(bounds))

@@ -95,7 +95,14 @@ def layer_drop() -> Narrow:
 def shrink_width(allocate: Allocator = EIGHTS) -> Narrow:
     """Fewer hidden units: those with the smallest weights go. The dumb baseline of width."""
     return Narrow(
-        paper=Paper("Structured magnitude pruning", "", ("needs no text: the lengths of rows and columns decide",)),
+        paper=Paper(
+            "Pruning Filters for Efficient ConvNets",
+            "arXiv:1608.08710",
+            (
+                "hidden units instead of filters, Euclidean lengths of all their rows and columns added up",
+                "nothing is trained afterwards",
+            ),
+        ),
         hidden=Select(Magnitude()),
         allocate=allocate,
     )
