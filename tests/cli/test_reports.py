@@ -159,6 +159,8 @@ def test_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_same_for_machines() -> None:
     assert reports.compressed_json(DONE) == {
         "folder": "small",
+        "bonds": [],
+        "dropped": [],
         "target_bytes": {"before": 40_000, "after": 10_000},
         "file_bytes": {"before": 8_000_000, "after": 6_000_000},
         "losses": {"uniform": 2.5, "original": 2.0, "allocated": 2.25},
