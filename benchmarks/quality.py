@@ -1,24 +1,26 @@
-"""How much a compression costs: every recipe at three sizes on two trained models, beside dropping whole blocks.
+"""How much a compression costs: every recipe at five sizes on three trained models, the dumb baselines among them.
 
-    ECKART_DATA=DIR python benchmarks/quality.py            all of it, about an hour on one core
-    ECKART_DATA=DIR python benchmarks/quality.py --table    only write the table from the runs that are there
+    ECKART_DATA=DIR python benchmarks/quality.py                  all of it, some hours on one core
+    ECKART_DATA=DIR python benchmarks/quality.py --model stories260K
+    ECKART_DATA=DIR python benchmarks/quality.py --table          only write the table from the runs that are there
 
 Every run is a line in ``results/quality.jsonl``; runs that are there are not repeated. The table is ``results/quality.md``:
 mean negative log-likelihood per token on a text of the calibration's domain and on one of another, over three draws
-of the calibration windows.
+of the calibration windows at keep 0.8 and 0.6, with the time on the clock and the peak memory of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gzip
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,8 @@ import eckart
 from eckart.allocate import EqualMarginalLoss, Uniform
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.evaluate import load, score_ids
-from eckart.model.run import seeded
-from eckart.model.text import draw_windows, encode, load_tokenizer, window_length
+from eckart.model.progress import peak_memory
+from eckart.model.text import encode, load_tokenizer, window_length
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
@@ -39,10 +41,12 @@ from machine import facts  # noqa: E402
 from stories import convert  # noqa: E402
 
 RUNS = HERE / "results" / "quality.jsonl"
-KEEPS = (0.9, 0.8, 0.6)
-DRAWS = (0, 1, 2)
+KEEPS = {0.9: (0,), 0.8: (0, 1, 2), 0.7: (0,), 0.6: (0, 1, 2), 0.5: (0,)}  # and the draws of calibration windows
 TOKENS = 16384
-RANKS = {"uniform": Uniform(), "allocated": EqualMarginalLoss()}
+# Recipes of matrices with ranks spread in two ways, the others as they are.
+RANKS = {"uniform": Uniform(), "allocated": EqualMarginalLoss(), "own": None}
+SPREAD = ("svd", "asvd", "svd-llm")
+MODELS = ("stories260K", "wikitext2_llama_8m", "wikitext2_gpt2_6m")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Run:
 
 
 def subjects(data: Path, scratch: Path) -> list[Subject]:
-    """Both models with their texts: stretches that calibration and judgement do not share."""
+    """The models with their texts: stretches that calibration and judgement do not share."""
 
     def text(name: str, content: str) -> Path:
         path = scratch / name
@@ -87,27 +91,30 @@ def subjects(data: Path, scratch: Path) -> list[Subject]:
             text("stories-judge.txt", stories[500_000:700_000]),
             text("wikitext-short.txt", test[:60_000]),
         ),
-        Subject(
-            "wikitext2_llama_8m",
-            data / "wikitext2_llama_8m",
-            text("wikitext-calibration.txt", train[:1_000_000]),
-            text("wikitext-judge.txt", test[:200_000]),
-            text("shakespeare.txt", shakespeare[-100_000:]),
+        *(
+            Subject(
+                name,
+                data / name,
+                text("wikitext-calibration.txt", train[:1_000_000]),
+                text("wikitext-judge.txt", test[:200_000]),
+                text("shakespeare.txt", shakespeare[-100_000:]),
+            )
+            for name in MODELS[1:]
         ),
     ]
 
 
 def runs() -> Iterator[Run]:
     """All runs, the cheap model first; a run that no draw can change is made once."""
-    for model in ("stories260K", "wikitext2_llama_8m"):
+    for model in MODELS:
         yield Run(model, "original", "-", 1.0, 0)
-        for keep in KEEPS:
-            yield Run(model, "fewer blocks, larger", "-", keep, 0)
-            yield Run(model, "fewer blocks, smaller", "-", keep, 0)
-            for method in eckart.RECIPES:
-                for ranks in RANKS:
-                    draws = (0,) if (method, ranks) == ("svd", "uniform") else DRAWS
-                    for draw in draws:
+        for keep, draws in KEEPS.items():
+            for method, recipe in eckart.RECIPES.items():
+                for ranks in RANKS if method in SPREAD else ("own",):
+                    if method in SPREAD and ranks == "own":
+                        continue
+                    needs = recipe.make().needs or (ranks == "allocated")
+                    for draw in draws if needs else (0,):
                         yield Run(model, method, ranks, keep, draw)
 
 
@@ -125,19 +132,22 @@ def perform(run: Run, subject: Subject, scratch: Path) -> dict[str, Any]:
     if run.method == "original":
         size = Checkpoint(subject.folder).weight_bytes()
         return judge(load(subject.folder, dtype=torch.float32), subject) | {"kept_share": 1.0, "bytes": size}
-    if run.method.startswith("fewer blocks"):
-        return fewer_blocks(subject, run.keep, larger=run.method.endswith("larger"))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        done = eckart.compress(
-            subject.folder,
-            Path(folder) / "out",
-            keep=run.keep,
-            recipe=run.method,
-            ranks=RANKS[run.ranks],
-            calibration=subject.calibration,
-            tokens=TOKENS,
-            seed=run.draw,
-        )
+        begun = time.monotonic()
+        try:
+            done = eckart.compress(
+                subject.folder,
+                Path(folder) / "out",
+                keep=run.keep,
+                recipe=run.method,
+                ranks=RANKS[run.ranks],
+                calibration=subject.calibration,
+                tokens=TOKENS,
+                seed=run.draw,
+            )
+        except eckart.EckartError as error:
+            return {"refused": str(error).rpartition(": ")[0] or str(error)}
+        seconds, memory = time.monotonic() - begun, peak_memory()
         found = judge(load(done.folder, dtype=torch.float32), subject)
         share = done.target_bytes[1] / done.target_bytes[0]
         return found | {
@@ -145,43 +155,9 @@ def perform(run: Run, subject: Subject, scratch: Path) -> dict[str, Any]:
             "bytes": done.file_bytes[1],
             "kept": done.kept,
             "losses": dict(done.losses),
+            "seconds": seconds,
+            "memory": memory,
         }
-
-
-def fewer_blocks(subject: Subject, keep: float, *, larger: bool) -> dict[str, Any]:
-    """Leave out the blocks of least influence, 1 - mean cosine of input and output, as many as the size asks for."""
-    model = load(subject.folder, dtype=torch.float32)
-    blocks = model.model.layers
-    count = len(blocks)
-    left = min(count, -int(-keep * count // 1)) if larger else int(keep * count)
-    ids = encode(load_tokenizer(subject.folder), subject.calibration.read_text(encoding="utf-8"))
-    windows = draw_windows(ids, window_length(subject.folder, None), TOKENS // 4, seeded(0, "windows"))
-    influence = block_influence(model, windows)
-    kept = sorted(sorted(range(count), key=lambda i: -influence[i])[:left])
-    model.model.layers = torch.nn.ModuleList(copy.copy(blocks[i]) for i in kept)
-    model.config.num_hidden_layers = left
-    stored = next(spec for _, spec in Checkpoint(subject.folder).tensors.values())
-    weights = sum(p.numel() for p in model.parameters()) * stored.dtype.itemsize
-    return judge(model, subject) | {"kept_share": left / count, "bytes": weights, "blocks": kept}
-
-
-@torch.no_grad()
-def block_influence(model: Any, windows: torch.Tensor) -> list[float]:
-    """1 - mean cosine between what a block is given and what it returns, for every block."""
-    sums = [0.0] * len(model.model.layers)
-
-    def watch(index: int) -> Callable[..., None]:
-        def hook(_: Any, args: Any, output: torch.Tensor) -> None:
-            sums[index] += float(torch.nn.functional.cosine_similarity(args[0], output, dim=-1).double().sum())
-
-        return hook
-
-    handles = [block.register_forward_hook(watch(i)) for i, block in enumerate(model.model.layers)]
-    for batch in windows.split(8):
-        model(input_ids=batch, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return [1 - total / windows.numel() for total in sums]
 
 
 def table(found: dict[Run, dict[str, Any]]) -> str:
@@ -190,19 +166,30 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
     lines += [f"{key}: {value}  " for key, value in facts().items()]
     lines += [
         "",
-        f"Nats per token, lower is better; mean over {len(DRAWS)} draws of {TOKENS} calibration tokens, and the spread",
-        "(largest less smallest). *inside*: a text of the calibration's domain, not the calibration text itself;",
-        "*outside*: another corpus. *share*: bytes of the linear maps inside blocks. Written by `benchmarks/quality.py`.",
+        f"Nats per token, lower is better; mean over the draws of {TOKENS} calibration tokens, and the spread (largest less",
+        "smallest). *inside*: a text of the calibration's domain, not the calibration text itself; *outside*: another corpus.",
+        "*share*: bytes of the linear maps inside blocks, indices counted. Time on the clock on one thread, with other work beside it;",
+        "memory is the largest that a process of its own held. Runs that were refused are not shown. By `benchmarks/quality.py`.",
     ]
     for model in dict.fromkeys(run.model for run in found):
         lines += ["", f"## {model}", ""]
-        lines += [
-            "| keep | method | ranks | share | weight files | inside | spread | outside | spread | uniform kept |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+        columns = (
+            "keep",
+            "recipe",
+            "ranks",
+            "share",
+            "weight files",
+            "inside",
+            "spread",
+            "outside",
+            "spread",
+            "time",
+            "memory",
+        )
+        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         groups: dict[tuple[float, str, str], list[dict[str, Any]]] = {}
         for run, result in found.items():
-            if run.model == model:
+            if run.model == model and "refused" not in result:
                 groups.setdefault((run.keep, run.method, run.ranks), []).append(result)
         for (keep, method, ranks), results in groups.items():
             cells = [
@@ -216,8 +203,9 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
                 values = [result[where] for result in results]
                 spread = f"{max(values) - min(values):.4f}" if len(values) > 1 else "-"
                 cells += [f"{statistics.mean(values):.4f}", spread]
-            fallback = sum(result.get("kept") == "uniform" for result in results)
-            cells.append(f"{fallback} of {len(results)}" if ranks == "allocated" else "-")
+            timed = "seconds" in results[0]
+            cells.append(f"{statistics.median(r['seconds'] for r in results):.1f} s" if timed else "-")
+            cells.append(f"{max(r['memory'] for r in results) / 1e6:.0f} MB" if timed else "-")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
@@ -233,18 +221,22 @@ def main() -> None:
     """Make the runs that are missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the table from the runs that are there")
+    parser.add_argument("--model", choices=MODELS, help="only the runs of one model")
     parser.add_argument("--part", default="0/1", help="I/N: every N-th run beginning with the I-th, to share the work")
     arguments = parser.parse_args()
     if not arguments.table:
         torch.set_num_threads(1)
         part, parts = (int(x) for x in arguments.part.split("/"))
-        with tempfile.TemporaryDirectory() as folder:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool,
+        ):
             scratch = Path(folder)
             by_name = {subject.name: subject for subject in subjects(Path(os.environ["ECKART_DATA"]), scratch)}
             for index, run in enumerate(runs()):
-                if index % parts != part or run in read_runs():
+                if index % parts != part or run in read_runs() or arguments.model not in (None, run.model):
                     continue
-                result = perform(run, by_name[run.model], scratch)
+                result = pool.apply(perform, (run, by_name[run.model], scratch))
                 RUNS.parent.mkdir(exist_ok=True)
                 with RUNS.open("a") as handle:
                     handle.write(json.dumps({"run": asdict(run), "result": result}) + "\n")
