@@ -10,7 +10,7 @@ from eckart.errors import EckartError
 from eckart.model.compression import Narrow
 from eckart.model.graph import graph_of
 from eckart.model.layout import Piece
-from eckart.model.narrowing import Narrowed, fit_sites
+from eckart.model.narrowing import Narrowed, fit_sites, module_of
 from eckart.model.output import Outcome, with_modules
 from eckart.model.restock import Names, config_of, pieces_of
 from eckart.model.run import Run
@@ -44,6 +44,8 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         if stream
         else fit_sites(run, graph, sites, ranks, dropped)
     )
+    changed = {module_of(run, tensor) for tensor in found.replaced if tensor in run.checkpoint.tensors}
+    run.untouched[:] = [entry for entry in run.untouched if entry.name not in changed]
     names = Names((graph.blocks, run.skeleton.blocks), dropped)
     modules = {names.of(name): entry for name, entry in found.modules.items()}
     pieces = pieces_of(run, graph, found, dropped)
