@@ -169,7 +169,8 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
         f"Nats per token, lower is better; mean over the draws of {TOKENS} calibration tokens, and the spread (largest less",
         "smallest). *inside*: a text of the calibration's domain, not the calibration text itself; *outside*: another corpus.",
         "*share*: bytes of the linear maps inside blocks, indices counted. Time on the clock on one thread, with other work beside it;",
-        "memory is the largest that a process of its own held. Runs that were refused are not shown. By `benchmarks/quality.py`.",
+        "memory is the largest that a process of its own held. Rows without a time were measured at a751230, on an AMD EPYC.",
+        "Runs that were refused are not shown. Written by `benchmarks/quality.py`.",
     ]
     for model in dict.fromkeys(run.model for run in found):
         lines += ["", f"## {model}", ""]
