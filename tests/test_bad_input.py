@@ -587,7 +587,7 @@ def test_the_smallest_share_is_said_and_works(
 ) -> None:
     rest = ("--recipe", recipe, "--calibration", text, *CALIBRATED, *options)
     sentence = refused("compress", model, "-o", out, "--keep", "0.0001", *rest, out=out)
-    told(sentence, "--keep is 0.0001", "rank 1", "give at least")
+    told(sentence, "--keep is 0.0001", "smallest rank", "give at least")
     said = next(word for word in sentence.replace(",", " ").split() if word.startswith("0.") and word != "0.0001")
     outcome = cli("compress", model, "-o", out, "--keep", said, *rest, "--json")
     assert outcome.code == 0, outcome.err
@@ -598,7 +598,7 @@ def test_the_smallest_share_is_said_and_works(
 def test_the_smallest_size_is_said_and_works(model: Path, text: Path, out: Path, recipe: str) -> None:
     rest = ("--recipe", recipe, "--calibration", text, *CALIBRATED)
     sentence = refused("compress", model, "-o", out, "--bytes", "10kB", *rest, out=out)
-    told(sentence, "--bytes is 10000", "rank 1", "give at least")
+    told(sentence, "--bytes is 10000", "smallest rank", "give at least")
     said = int(sentence.split(" take ")[1].split()[0])
     refused("compress", model, "-o", out, "--bytes", said - 1, *rest, out=out)
     outcome = cli("compress", model, "-o", out, "--bytes", said, *rest)

@@ -105,7 +105,7 @@ def test_sums_of_panels_are_not_rounded_to_the_narrow_dtype_in_between() -> None
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"bits": 5}, "2, 3, 4, 8 bits, and groups at least one column, not 5 bits"),
+        ({"bits": 5}, "1, 2, 3, 4, 8 bits, and groups at least one column, not 5 bits"),
         ({"group": 0}, "in groups of 0"),
         ({"columns": -1}, "not 3 bits and -1 columns"),
         (

@@ -137,8 +137,8 @@ def verify(
     """
     recorded, origin = Certificate.read(Path(folder)).recipe, str(Path(folder) / NAME)
     text = None if calibration is None else Path(calibration)
-    bonds = recorded_recipe(recorded, origin)
-    if bonds is not None:
-        return verification.verify(folder, against, bonds=bonds, calibration=text, progress=progress)
+    recipe = recorded_recipe(recorded, origin)
+    if recipe is not None:
+        return verification.verify(folder, against, recipe=recipe, calibration=text, progress=progress)
     rule, statistics = recorded_metric(recorded, origin)
     return verification.verify(folder, against, rule=rule, statistics=statistics, calibration=text, progress=progress)

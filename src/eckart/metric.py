@@ -216,6 +216,32 @@ class Metric:
             return float(self.moment.trace()) / self.count
         return float(width) if self.right is None else float(self.right.square().sum())
 
+    def weights(self, width: int) -> Tensor:
+        """The diagonal of ``R R^T`` (width,), float64: what the squared error in each column counts by itself.
+
+        >>> Metric("inputs", torch.tensor([[3.0, 4.0], [0.0, 2.0]])).weights(2).tolist()
+        [25.0, 4.0]
+        """
+        if self.moment is not None:
+            return self.moment.diagonal().clamp(min=0) / self.count
+        if self.right is None:
+            return torch.ones(width, dtype=torch.float64)
+        squares = self.right.to(torch.float64).square()
+        return squares if squares.ndim == 1 else squares.sum(1)
+
+    def second_moment(self, width: int) -> Tensor:
+        """``R R^T`` (width, width), float64.
+
+        >>> Metric("diagonal", torch.tensor([2.0, 3.0])).second_moment(2).tolist()
+        [[4.0, 0.0], [0.0, 9.0]]
+        """
+        if self.moment is not None:
+            return self.moment / self.count
+        if self.right is not None and self.right.ndim == 2:
+            right = self.right.to(torch.float64)
+            return right @ right.T
+        return torch.diag(self.weights(width))
+
     def _outputs(self, matrix: Tensor) -> Tensor:
         """``matrix R R^T matrix^T`` (m, m) in float64."""
         assert self.moment is not None

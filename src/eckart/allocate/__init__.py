@@ -3,10 +3,20 @@
 from eckart.allocate.exact import Exact
 from eckart.allocate.greedy import Greedy
 from eckart.allocate.influence import Entropic
-from eckart.allocate.later import Later
+from eckart.allocate.later import Later, LeastInfluential
 from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
-from eckart.allocate.slots import Allocation, Allocator, AnySlot, BondSlot, Slot, smallest, total_bytes, total_cost
+from eckart.allocate.slots import (
+    Allocation,
+    Allocator,
+    AnySlot,
+    BondSlot,
+    ListedSlot,
+    Slot,
+    smallest,
+    total_bytes,
+    total_cost,
+)
 from eckart.allocate.threshold import Threshold
 from eckart.allocate.uniform import Uniform
 
@@ -20,7 +30,9 @@ __all__ = [
     "Exact",
     "Greedy",
     "Later",
+    "LeastInfluential",
     "Level",
+    "ListedSlot",
     "Slot",
     "Threshold",
     "Uniform",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eckart.allocate.slots import Allocation, AnySlot, BondSlot, BudgetError, Rank, total_cost
+from eckart.allocate.slots import Allocation, AnySlot, BudgetError, Rank, total_cost
 from eckart.stats import Need
 
 HALVINGS = 60  # of the interval in which the mean share lies, down to the resolution of a float
@@ -22,6 +22,7 @@ class Entropic:
     The minimiser of ``sum_l s_l phi_l - temperature * entropy(phi)`` with the mean of phi given. A low temperature spares the blocks
     of high influence, a high one treats all alike. The mean is the least whose costs fit.
 
+    >>> from eckart.allocate import BondSlot
     >>> slots = {f"{b}": BondSlot(size=10, unit_bytes=1, block=b, importance=s) for b, s in ((0, 0.9), (1, 0.1))}
     >>> Entropic(temperature=1.0)(slots, budget=12).ranks
     {'0': 8, '1': 4}
@@ -81,7 +82,7 @@ class Entropic:
 
 
 def _of_block(name: str, slot: AnySlot) -> tuple[int, float]:
-    if not isinstance(slot, BondSlot) or slot.block is None or slot.importance is None:
+    if slot.block is None or slot.importance is None:
         raise ValueError(f"slot {name} belongs to no block whose influence is known")
     return slot.block, slot.importance
 

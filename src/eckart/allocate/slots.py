@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -21,7 +23,8 @@ class Slot:
     ``losses`` (min(m, n) + 1,), where an allocator needs it, is the loss expected at each rank, falling to 0; dense it is 0.
     ``price`` is what one of its bytes counts against the budget: 0 for the second user of a tied matrix; with ``itemsize`` 1,
     how often a matrix is applied where multiplications are the budget. ``ValueError`` where it is no whole number from 0 on.
-    ``block`` is the block of the model that it lies in, ``None`` outside of all.
+    ``block`` is the block of the model that it lies in, ``None`` outside of all, and ``importance`` that block's, for allocators that
+    go by it.
 
     >>> slot = Slot(rows=4, columns=6, itemsize=2)
     >>> slot.dense_bytes, slot.max_rank, slot.cost(slot.max_rank), slot.cost(None)
@@ -36,6 +39,7 @@ class Slot:
     losses: Tensor | None = None
     price: int = 1
     block: int | None = None
+    importance: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.price, int) or self.price < 0:
@@ -64,6 +68,10 @@ class Slot:
     def stored(self, rank: Rank) -> int:
         """Bytes at this rank; ``None`` is dense."""
         return self.dense_bytes if rank is None else rank * self.rank_bytes
+
+    def within(self, size: float) -> int:
+        """The largest rank that takes at most ``size`` bytes, 0 where none does."""
+        return min(self.max_rank, int(size / self.rank_bytes))
 
     def cost(self, rank: Rank) -> int:
         """What its bytes at this rank count against the budget: ``price`` times ``stored``."""
@@ -113,12 +121,64 @@ class BondSlot:
         """Bytes with so many units; ``None`` is all of them."""
         return self.dense_bytes if rank is None else rank * self.unit_bytes
 
+    def within(self, size: float) -> int:
+        """The most units, but for one, that take at most ``size`` bytes."""
+        return min(self.max_rank, int(size / self.unit_bytes))
+
     def cost(self, rank: Rank) -> int:
         """``price`` times ``stored``."""
         return self.price * self.stored(rank)
 
 
-AnySlot = Slot | BondSlot
+@dataclass(frozen=True, kw_only=True)
+class ListedSlot:
+    """A matrix of ``dense_bytes`` that may be stored in a format of sizes 1, 2, ..., which take the ``listed`` bytes, rising.
+
+    Its rank is the number of the size, ``None`` dense. ``losses``, from size 0 on, ``price``, ``block`` and ``importance`` are those of
+    ``Slot``.
+
+    >>> slot = ListedSlot(dense_bytes=100, listed=(40, 70, 110))
+    >>> slot.max_rank, slot.cost(2), slot.cost(None), slot.within(75)
+    (2, 70, 100, 2)
+
+    Raises ``ValueError`` where the bytes do not rise.
+    """
+
+    dense_bytes: int
+    listed: tuple[int, ...]
+    losses: Tensor | None = None
+    price: int = 1
+    block: int | None = None
+    importance: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(a >= b for a, b in pairwise(self.listed)):
+            raise ValueError(f"the bytes of the sizes of a format rise, which {self.listed[:4]} do not")
+
+    @property
+    def sides(self) -> str:
+        """What is said of its size where something is wrong with it."""
+        return f"of {self.dense_bytes} bytes"
+
+    @property
+    def max_rank(self) -> int:
+        """The largest size that takes fewer bytes than the matrix; 0 where none does."""
+        return bisect_left(self.listed, self.dense_bytes)
+
+    def stored(self, rank: Rank) -> int:
+        """Bytes at this size; ``None`` is dense."""
+        return self.dense_bytes if rank is None else self.listed[rank - 1]
+
+    def within(self, size: float) -> int:
+        """The largest size that takes at most ``size`` bytes, 0 where none does."""
+        return min(self.max_rank, bisect_right(self.listed, size))
+
+    def cost(self, rank: Rank) -> int:
+        """``price`` times ``stored``."""
+        return self.price * self.stored(rank)
+
+
+AnySlot = Slot | BondSlot | ListedSlot
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,9 @@ class Uniform:
 def _at_share(slots: Mapping[str, AnySlot], share: float) -> dict[str, Rank]:
     ranks: dict[str, Rank] = {}
     for name, slot in slots.items():
-        rank = int(share * slot.dense_bytes / slot.rank_bytes)
-        ranks[name] = min(max(rank, 1), slot.max_rank) if slot.max_rank else None
+        ranks[name] = max(1, slot.within(share * slot.dense_bytes)) if slot.max_rank else None
     return ranks
 
 
 def _share_of_next(slot: AnySlot, rank: Rank) -> float:
-    return 1.0 if rank is None else (rank + 1) * slot.rank_bytes / slot.dense_bytes
+    return 1.0 if rank is None or rank == slot.max_rank else slot.stored(rank + 1) / slot.dense_bytes

@@ -1,6 +1,19 @@
 """Approximators: projections of a matrix onto a representable set, in a metric."""
 
+from eckart.approx.columns_rows import ColumnsRows
+from eckart.approx.compensated import Compensated
 from eckart.approx.low_rank import LowRank
 from eckart.approx.protocol import Approximator, Prepared
+from eckart.approx.prune import BrainSurgeon, Prune
+from eckart.approx.rounding import RoundToNearest
 
-__all__ = ["Approximator", "LowRank", "Prepared"]
+__all__ = [
+    "Approximator",
+    "BrainSurgeon",
+    "ColumnsRows",
+    "Compensated",
+    "LowRank",
+    "Prepared",
+    "Prune",
+    "RoundToNearest",
+]

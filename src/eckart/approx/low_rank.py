@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eckart.allocate.slots import Slot
 from eckart.linalg import ACCURACY, Truncation
 from eckart.metric import Metric
+from eckart.operator import Factors
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class LowRank:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.accuracy) and self.accuracy >= 0):
             raise ValueError(f"accuracy {self.accuracy:g} must be finite and not below 0")
+
+    def slot(self, rows: int, columns: int, itemsize: int) -> Slot:
+        """The bytes of both factors."""
+        return Slot(rows=rows, columns=columns, itemsize=itemsize)
+
+    def form(self, rows: int, columns: int, size: int, dtype: torch.dtype) -> Factors:
+        """Two factors of this rank, on the meta device."""
+        sides = ((rows, size), (size, columns))
+        return Factors(*(torch.empty(*shape, dtype=dtype, device="meta") for shape in sides))
 
     def curve(self, target: Tensor, metric: Metric) -> Tensor:
         """Squared error in the metric for rank 0, 1, …, min(m, n): the tails of the squared singular values of ``W R``.

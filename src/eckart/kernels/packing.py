@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDTHS = (2, 3, 4, 8)  # bits per code
+WIDTHS = (1, 2, 3, 4, 8)  # bits per code
 
 
 def packed_bytes(bits: int, columns: int) -> int:

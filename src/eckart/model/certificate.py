@@ -12,6 +12,7 @@ from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.model.files import read_json
 from eckart.model.targets import Target, Untouched
+from eckart.operator import Operator, kind_of, nbytes
 
 NAME = "eckart.json"
 FORMAT = 1
@@ -75,10 +76,10 @@ class BondRecord:
         return cls(name, size, rank, entries, None if bound is None else Bound.from_json(bound))
 
 
-def record(target: Target, rank: int | None, bounds: Sequence[Bound]) -> MatrixRecord:
-    """The record of a target at a rank."""
-    operator = "dense" if rank is None else "factors"
-    return MatrixRecord(target.name, target.shape, operator, rank, target.slot().cost(rank), tuple(bounds))
+def record(target: Target, form: Operator | None, rank: int | None, bounds: Sequence[Bound]) -> MatrixRecord:
+    """The record of a target that is stored at a rank in this form; ``None``: dense."""
+    kind, size = ("dense", target.bytes) if form is None else (kind_of(form), nbytes(form))
+    return MatrixRecord(target.name, target.shape, kind, rank, size, tuple(bounds))
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Certificate:
     only: tuple[str, ...]
     exclude: tuple[str, ...]
     keep: float | None
+    size: int | None
     seed: int
     quick: bool
     calibration: CalibrationRecord | None
@@ -151,6 +153,7 @@ class Certificate:
             only=tuple(_text(entry) for entry in _list(request["only"])),
             exclude=tuple(_text(entry) for entry in _list(request["exclude"])),
             keep=None if request["keep"] is None else _number(request["keep"]),
+            size=None if request["bytes"] is None else _whole(request["bytes"], least=1),
             seed=_whole(request["seed"], least=None),
             quick=_truth(request.get("quick", False)),  # older certificates never were
             calibration=None if calibration is None else _calibration(_table(calibration)),

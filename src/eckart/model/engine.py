@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from eckart.allocate import Allocation, Allocator, Slot, Uniform, smallest, total_bytes
+from eckart.allocate import Allocation, Allocator, AnySlot, Uniform, smallest, total_bytes
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.errors import EckartError
 from eckart.model import certificate
@@ -21,7 +21,7 @@ from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.files import human_bytes, sha256_of
 from eckart.model.fitting import Fitted, fit_all
 from eckart.model.journal import Journal
-from eckart.model.layout import bytes_of, layout, modules_entry, output_bytes
+from eckart.model.layout import bytes_of, forms_of, layout, modules_entry, output_bytes
 from eckart.model.output import (
     Outcome,
     check_free,
@@ -152,15 +152,15 @@ def plan(
         rows = []
         for target in run.targets:
             rank = ranks[target.name]
-            kind = "dense" if rank is None else "factors"
+            record = certificate.record(target, target.form(run.matrices.approx, rank), rank, ())
             error = predicted_error(run, target, rank)
-            rows.append(PlannedMatrix(target.name, target.shape, kind, rank, target.slot().cost(rank), error))
-        slots = {target.name: target.slot() for target in run.targets}
+            rows.append(PlannedMatrix(record.name, record.shape, record.operator, rank, record.bytes, error))
+        slots = {target.name: target.slot(run.matrices.approx) for target in run.targets}
         return Planned(
             rows=tuple(rows),
             untouched=tuple(run.untouched),
             target_bytes=(sum(t.bytes for t in run.targets), total_bytes(slots, ranks)),
-            file_bytes=(run.checkpoint.weight_bytes(), output_bytes(run.skeleton, run.targets, ranks)),
+            file_bytes=(run.checkpoint.weight_bytes(), run.output_bytes(ranks)),
             scratch_bytes=scratch_bytes(run),
             work_folder=run.journal.folder,
         )
@@ -181,7 +181,7 @@ def _open_run(
     if recipe.needs:
         walk, calibration = _calibration(skeleton, request)
     if isinstance(recipe, Compress):
-        _check_budget(skeleton, targets, request)
+        _check_budget(skeleton, recipe, targets, request)
     skeleton.check_weights()
     source = checkpoint.file_hashes(finite=skeleton.stored)
     header = environment() | {
@@ -233,29 +233,30 @@ def _calibration(skeleton: Skeleton, request: Request) -> tuple[Walk, dict[str, 
     return Walk(skeleton, windows), facts
 
 
-def _check_budget(skeleton: Skeleton, targets: Sequence[Target], request: Request) -> None:
+def _check_budget(skeleton: Skeleton, recipe: Compress, targets: Sequence[Target], request: Request) -> None:
     """Refuse a budget below what is possible before any work is done, and say the smallest."""
-    slots = {target.name: target.slot() for target in targets}
+    slots = {target.name: target.slot(recipe.approx) for target in targets}
     least = smallest(slots)
     total = sum(slot.dense_bytes for slot in slots.values())
     if request.keep is not None and total_bytes(slots, least) > request.keep * total:
         share = math.ceil(1e4 * total_bytes(slots, least) / total) / 1e4
         raise EckartError(
-            f"--keep is {request.keep:g}, but with rank 1 everywhere {share:.4f} of the bytes remain: give at least that"
+            f"--keep is {request.keep:g}, but with the smallest rank or size everywhere {share:.4f} of the bytes remain: give at least that"
         )
-    if request.size is not None and output_bytes(skeleton, targets, least) > request.size:
-        size = output_bytes(skeleton, targets, least)
+    size = output_bytes(skeleton, targets, forms_of(recipe.approx, targets, least))
+    if request.size is not None and size > request.size:
         raise EckartError(
-            f"--bytes is {request.size}, but with rank 1 everywhere the files take {size} bytes "
+            f"--bytes is {request.size}, but with the smallest rank or size everywhere the files take {size} bytes "
             f"({human_bytes(size)}): give at least that, or name more matrices with --only"
         )
 
 
 def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
     """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
-    slots = {target.name: target.slot() for target in run.targets}
+    approx = run.matrices.approx
+    slots = {target.name: target.slot(approx) for target in run.targets}
     if Need.SPECTRA in run.recipe.allocate.needs:
-        slots = {target.name: target.slot(curve) for target, curve in spectra(run)}
+        slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
     if Need.SENSITIVITY not in run.recipe.allocate.needs:
         own = _within_budget(run, run.recipe.allocate, slots)
         return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}
@@ -265,7 +266,7 @@ def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None
     return {"allocated": allocated.ranks, "uniform": uniform.ranks}, allocated.gap, {"original": loss}
 
 
-def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, Slot]) -> Allocation:
+def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, AnySlot]) -> Allocation:
     """Allocate so that the bytes of the targets, or those of the files with their headers, stay within the request."""
     total = sum(slot.dense_bytes for slot in slots.values())
     if run.request.keep is not None:
@@ -275,12 +276,12 @@ def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, Slot]) -> 
     best = Allocation(smallest(slots))
     ranks = best.ranks
     for _ in range(HEADER_ROUNDS):
-        header = output_bytes(run.skeleton, run.targets, ranks) - total_bytes(slots, ranks)
+        header = run.output_bytes(ranks) - total_bytes(slots, ranks)
         try:
             allocation = allocate(slots, min(run.request.size - header, total))
         except BudgetError:
             break
-        fits = output_bytes(run.skeleton, run.targets, allocation.ranks) <= run.request.size
+        fits = run.output_bytes(allocation.ranks) <= run.request.size
         if fits and total_bytes(slots, allocation.ranks) > total_bytes(slots, best.ranks):
             best = allocation
         if allocation.ranks == ranks:
@@ -300,14 +301,17 @@ def _factored(run: Run) -> Outcome:
     fitted = fit_all(run, candidates)
     chosen = _better(fitted)
     losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}
-    slots = {target.name: target.slot() for target in run.targets}
+    forms = run.forms(chosen.ranks)
+    matrices = tuple(
+        certificate.record(t, forms.get(t.name), chosen.ranks[t.name], chosen.bounds[t.name]) for t in run.targets
+    )
     return Outcome(
-        pieces=layout(run.skeleton, run.targets, chosen.ranks, chosen.label),
-        config=with_modules(run.checkpoint.config, modules_entry(run.targets, chosen.ranks)),
-        matrices=tuple(certificate.record(t, chosen.ranks[t.name], chosen.bounds[t.name]) for t in run.targets),
+        pieces=layout(run.skeleton, run.targets, forms, chosen.label),
+        config=with_modules(run.checkpoint.config, modules_entry(run.targets, forms)),
+        matrices=matrices,
         bonds=(),
         dropped=(),
-        target_bytes=(sum(t.bytes for t in run.targets), total_bytes(slots, chosen.ranks)),
+        target_bytes=(sum(t.bytes for t in run.targets), sum(matrix.bytes for matrix in matrices)),
         losses=losses,
         kept=chosen.label,
         gap=gap,

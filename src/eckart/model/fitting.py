@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
@@ -18,7 +19,7 @@ from eckart.model.survey import embed_original, original
 from eckart.model.targets import Target
 from eckart.model.tensorfile import write_all
 from eckart.model.workers import side_by_side
-from eckart.operator import Factors, Operator
+from eckart.operator import Operator, describe, in_dtype, rebuild
 from eckart.stats import Moments
 
 Ranks = Mapping[str, Rank]
@@ -146,9 +147,10 @@ def products(run: Run, label: str, ranks: Ranks, block: int | None) -> dict[str,
     tensors = load_file(path)
     found: dict[str, Tensor] = {}
     for target in run.in_block(block):
-        if ranks[target.name] is not None:
-            op = Factors(tensors[f"{target.name}:left"].float(), tensors[f"{target.name}:right"].float())
-            found[target.disk] = target.stored(op.dense())
+        form = target.form(run.matrices.approx, ranks[target.name])
+        if form is not None:
+            op = rebuild(describe(form), {side: tensors[f"{target.name}:{side}"] for side in form.tensors()})
+            found[target.disk] = target.stored(in_dtype(op, torch.float32).dense())
     return found
 
 

@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eckart.allocate.slots import Rank
+from eckart.approx import Approximator
 from eckart.model.checkpoint import Checkpoint
+from eckart.model.entries import entry_of
+from eckart.model.linear import stored_name
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target
 from eckart.model.tensorfile import TensorSpec, file_bytes
+from eckart.operator import Operator
 
 Ranks = Mapping[str, Rank]
+Forms = Mapping[str, Operator]  # what is stored of the targets that do not stay dense, on the meta device
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,20 @@ def factors_file(label: str, block: int | None) -> str:
     return f"factors-{label}-{'outside' if block is None else format(block, '04d')}.safetensors"
 
 
-def layout(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks, label: str = "") -> dict[str, list[Piece]]:
+def forms_of(approx: Approximator, targets: Sequence[Target], ranks: Ranks) -> Forms:
+    """What is stored of every target that does not stay dense, on the meta device."""
+    formed = ((target.name, target.form(approx, ranks[target.name])) for target in targets)
+    return {name: form for name, form in formed if form is not None}
+
+
+def layout(skeleton: Skeleton, targets: Sequence[Target], forms: Forms, label: str = "") -> dict[str, list[Piece]]:
     """For each weight file of the source the pieces that the result's file of the same name holds, for the choice of ranks ``label``.
 
-    Factors take the place of the weight that they replace, under the names that the modules have: the left one keeps the
-    stock name, whose shape a stock loader refuses.
+    An operator's tensors take the place of the weight that they replace, under the names that the modules have: the first one keeps
+    the stock name, whose shape a stock loader refuses.
     """
     checkpoint = skeleton.checkpoint
-    factored = {target.disk: target for target in targets if ranks[target.name] is not None}
+    factored = {target.disk: target for target in targets if target.name in forms}
     replaced = _copies(skeleton, factored)
     pieces: dict[str, list[Piece]] = {}
     for file in checkpoint.files:
@@ -43,12 +54,11 @@ def layout(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks, label: s
         for spec in checkpoint.specs(file):
             if spec.name in factored:
                 target = factored[spec.name]
-                rank = ranks[target.name]
-                assert rank is not None
-                for side, shape in factor_shapes(target, rank).items():
-                    name = f"{target.name}.{'weight' if side == 'left' else side}"
+                tensors = forms[target.name].tensors()
+                for side, tensor in tensors.items():
+                    name = f"{target.name}.{stored_name(side, tuple(tensors))}"
                     made = factors_file(label, target.block), f"{target.name}:{side}"
-                    table.append(Piece(TensorSpec(name, spec.dtype, shape), made=made))
+                    table.append(Piece(TensorSpec(name, tensor.dtype, tuple(tensor.shape)), made=made))
             elif spec.name not in replaced:
                 table.append(Piece(spec, source=spec.name))
     return {file: table for file, table in pieces.items() if table}
@@ -60,22 +70,10 @@ def _copies(skeleton: Skeleton, factored: Mapping[str, Target]) -> set[str]:
     return {disk for disk, place in skeleton.places.items() if place in twins}
 
 
-def factor_shapes(target: Target, rank: int) -> dict[str, tuple[int, int]]:
-    """Shapes of the two factors of a target."""
-    rows, columns = target.shape
-    return {"left": (rows, rank), "right": (rank, columns)}
-
-
-def modules_entry(targets: Sequence[Target], ranks: Ranks) -> dict[str, object]:
+def modules_entry(targets: Sequence[Target], forms: Forms) -> dict[str, object]:
     """The ``modules`` table of the result's ``quantization_config``."""
-    entries: dict[str, object] = {}
-    for target in targets:
-        rank = ranks[target.name]
-        if rank is not None:
-            shapes = {side: list(shape) for side, shape in factor_shapes(target, rank).items()}
-            for name in (target.name, *target.twins):
-                entries[name] = {"operator": "factors", "shapes": shapes}
-    return entries
+    held = [target for target in targets if target.name in forms]
+    return {name: entry_of(forms[target.name]) for target in held for name in (target.name, *target.twins)}
 
 
 def metadata(checkpoint: Checkpoint, file: str) -> dict[str, str]:
@@ -83,9 +81,9 @@ def metadata(checkpoint: Checkpoint, file: str) -> dict[str, str]:
     return {"format": "pt"} | checkpoint.metadata(file)
 
 
-def output_bytes(skeleton: Skeleton, targets: Sequence[Target], ranks: Ranks) -> int:
+def output_bytes(skeleton: Skeleton, targets: Sequence[Target], forms: Forms) -> int:
     """The bytes of all safetensors files of the result, headers included."""
-    return bytes_of(skeleton.checkpoint, layout(skeleton, targets, ranks))
+    return bytes_of(skeleton.checkpoint, layout(skeleton, targets, forms))
 
 
 def bytes_of(checkpoint: Checkpoint, pieces: Mapping[str, Sequence[Piece]]) -> int:

@@ -1,18 +1,19 @@
-"""Checking a result by making it again: for recipes of bonds, whose figures hang on everything that was measured."""
+"""Checking a result by making it again: where its figures hang on everything that was measured."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from eckart.bound import Bound
-from eckart.model.certificate import BondRecord, Certificate
+from eckart.model.certificate import BondRecord, Certificate, MatrixRecord
 from eckart.model.checkpoint import Checkpoint
-from eckart.model.compression import Narrow
+from eckart.model.compression import AnyRecipe
 from eckart.model.engine import compress
 from eckart.model.ledger import Ledger
 from eckart.model.progress import Progress
@@ -28,7 +29,7 @@ def check_repeated(
     checkpoint: Checkpoint,
     original: Checkpoint,
     certificate: Certificate,
-    recipe: Narrow,
+    recipe: AnyRecipe,
     calibration: Path | None,
     ledger: Ledger,
     progress: Progress,
@@ -37,6 +38,9 @@ def check_repeated(
     facts = certificate.calibration
     request = Request(
         keep=certificate.keep,
+        size=certificate.size,
+        only=certificate.only,
+        exclude=certificate.exclude,
         calibration=calibration,
         tokens=Request.tokens if facts is None else facts.asked_tokens,
         window=None if facts is None else facts.window,
@@ -52,6 +56,7 @@ def check_repeated(
                 "config entries", same, f"{checkpoint.folder / 'config.json'}: {key} is not what the recipe gives"
             )
         _check_bonds(certificate.bonds, made.bonds, ledger)
+        _check_matrices(certificate.matrices, made.matrices, ledger)
         ledger.check(
             "blocks",
             certificate.dropped == made.dropped,
@@ -82,11 +87,24 @@ def _check_bonds(told: tuple[BondRecord, ...], made: tuple[BondRecord, ...], led
             _check_bound(name, record.bound, found.bound, ledger)
 
 
+def _check_matrices(told: tuple[MatrixRecord, ...], made: tuple[MatrixRecord, ...], ledger: Ledger) -> None:
+    same = [record.name for record in told] == [record.name for record in made]
+    ledger.check("matrices", same, "the matrices recorded are not those that the recipe approximates")
+    for record, found in zip(told, made, strict=False):
+        blank = [replace(entry, bounds=()) for entry in (record, found)]
+        norms = [[bound.norm for bound in entry.bounds] for entry in (record, found)]
+        alike = blank[0] == blank[1] and norms[0] == norms[1]
+        ledger.check("matrices", alike, f"{found.name}: operator, rank, bytes or norms are not as recorded")
+        if alike:
+            for old, new in zip(record.bounds, found.bounds, strict=True):
+                _check_bound(found.name, old, new, ledger)
+
+
 def _check_bound(name: str, told: Bound, found: Bound, ledger: Ledger) -> None:
     for figure in ("lower", "achieved", "upper", "scale"):
         old, new = getattr(told, figure), getattr(found, figure)
-        near = old is not None and new is not None and abs(old - new) <= FIGURES * found.scale
-        ledger.check("figures of bonds", near, f"{name}: {figure} is recorded as {old}, but it is {new}")
+        near = old is new is None or (old is not None and new is not None and abs(old - new) <= FIGURES * found.scale)
+        ledger.check("figures made again", near, f"{name}: {figure} is recorded as {old}, but it is {new}")
 
 
 def _near(told: Tensor, made: Tensor) -> bool:

@@ -19,6 +19,7 @@ from eckart.metric import Metric
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.compression import AnyRecipe, Compress, Statistics
 from eckart.model.journal import Journal
+from eckart.model.layout import Forms, Ranks, forms_of, output_bytes
 from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target, Untouched
@@ -123,6 +124,14 @@ class Run:
         """The recipe, where it is one of matrices."""
         assert isinstance(self.recipe, Compress)
         return self.recipe
+
+    def forms(self, ranks: Ranks) -> Forms:
+        """What is stored of every target that does not stay dense."""
+        return forms_of(self.matrices.approx, self.targets, ranks)
+
+    def output_bytes(self, ranks: Ranks) -> int:
+        """The bytes of all safetensors files of the result."""
+        return output_bytes(self.skeleton, self.targets, self.forms(ranks))
 
     def metrics(self, targets: Sequence[Target], moments: dict[str, Moments]) -> dict[str, Metric]:
         """The recipe's metric for each target; maps that share their input share the metric and its one root."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from eckart.allocate import Slot
+from eckart.allocate import AnySlot
 from eckart.allocate.slots import Rank
 from eckart.model.run import Run, observed, observed_name
 from eckart.model.targets import Target
@@ -33,7 +33,7 @@ def embed_original(run: Run) -> None:
     run.journal.once("embed", make)
 
 
-def survey(run: Run) -> tuple[dict[str, Slot], float]:
+def survey(run: Run) -> tuple[dict[str, AnySlot], float]:
     """Slots with expected losses for every target, and the original model's loss on the calibration windows.
 
     The loss that an error E of one map is expected to add, in nats per token, is ``mean ||d||^2 / (2 m) * mean ||E x||^2``: d is
@@ -43,13 +43,13 @@ def survey(run: Run) -> tuple[dict[str, Slot], float]:
     """
     scales = measure_curves(run)
     loss, gradients = _backward(run)
-    slots: dict[str, Slot] = {}
+    slots: dict[str, AnySlot] = {}
     for block in [*range(run.blocks), None]:
         curves = load_file(run.file(_curves(block))) if run.in_block(block) else {}
         for target in run.in_block(block):
             outputs = target.shape[1] if target.looked_up and not target.twins else target.shape[0]
             weight = 0.5 * gradients[target.name] / outputs * scales[target.name]
-            slots[target.name] = target.slot(weight * curves[target.name])
+            slots[target.name] = target.slot(run.matrices.approx, weight * curves[target.name])
     return slots, loss
 
 

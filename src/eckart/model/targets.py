@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from eckart.allocate import Slot
+from eckart.allocate import ListedSlot, Slot
+from eckart.allocate.slots import Rank
+from eckart.approx import Approximator
 from eckart.errors import EckartError
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.skeleton import Skeleton
+from eckart.operator import Operator
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,16 @@ class Target:
         """Bytes of the dense weight."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
-    def slot(self, losses: Tensor | None = None) -> Slot:
-        """How an allocator sees it."""
-        rows, columns = self.shape
-        return Slot(rows=rows, columns=columns, itemsize=self.dtype.itemsize, losses=losses, block=self.block)
+    def slot(
+        self, approx: Approximator, losses: Tensor | None = None, importance: float | None = None
+    ) -> Slot | ListedSlot:
+        """How an allocator sees it when it is stored as an approximator does."""
+        found = approx.slot(*self.shape, self.dtype.itemsize)
+        return replace(found, losses=losses, block=self.block, importance=importance)
+
+    def form(self, approx: Approximator, rank: Rank) -> Operator | None:
+        """What is stored of it at a rank, on the meta device; ``None`` where it stays dense."""
+        return None if rank is None else approx.form(*self.shape, rank, self.dtype)
 
     def read(self, checkpoint: Checkpoint) -> Tensor:
         """The weight as (outputs, inputs); raises ``EckartError`` on NaN or infinity."""

@@ -14,7 +14,7 @@ from eckart.metric import Metric
 from eckart.model import recheck
 from eckart.model.certificate import Certificate, MatrixRecord
 from eckart.model.checkpoint import Checkpoint, resolve
-from eckart.model.compression import Narrow, Statistics
+from eckart.model.compression import AnyRecipe, Statistics
 from eckart.model.densify import OperatorModules
 from eckart.model.files import sha256_of
 from eckart.model.ledger import Ledger
@@ -54,7 +54,7 @@ def verify(
     *,
     rule: MetricRule | None = None,
     statistics: Statistics = Statistics.ORIGINAL,
-    bonds: Narrow | None = None,
+    recipe: AnyRecipe | None = None,
     calibration: Path | None = None,
     progress: Progress = quiet,
 ) -> Verification:
@@ -63,8 +63,8 @@ def verify(
     ``against`` is the original: its files must be those that were recorded, copied tensors and config must equal its own, and
     the Frobenius and spectral figures are computed again from both. With ``rule`` and ``statistics`` (as recorded) and
     the ``calibration`` text the figures in the recipe's metric are as well; without, they are named as not
-    rechecked. Nothing holds the whole model. Where the recipe is one of ``bonds``, the original and, if it was used, the calibration text
-    are what it takes to make the result again, and all of it is compared.
+    rechecked. Nothing holds the whole model. Where a ``recipe`` is given (of bonds, or of anything but factors), the original and, if it was
+    used, the calibration text are what it takes to make the result again, and all of it is compared.
 
     Raises ``EckartError`` if either directory is unreadable, the original is itself compressed, or the calibration text is not
     the one that was recorded, or config.json names another operator than factors.
@@ -78,20 +78,20 @@ def verify(
     ledger = Ledger()
     modules = OperatorModules(checkpoint, optional=True)
     other = next((name for name in modules.names if modules.kind(name) != "factors"), None)
-    if other is not None and bonds is None:
+    if other is not None and recipe is None:
         raise EckartError(
             f"{folder}: {other} holds a {modules.kind(other)} operator; certificates tell of factors alone"
         )
     _check_hashes(checkpoint, certificate, ledger, progress)
-    if bonds is None:
+    if recipe is None:
         _check_records(checkpoint, certificate, modules, ledger)
     if against is None:
         return Verification(ledger.checked, ("all figures (name the original with --against)",), tuple(ledger.failures))
     original = Checkpoint(resolve(against))
     if "quantization_config" in original.config:
         raise EckartError(f"{original.folder} is compressed itself: name the original with --against")
-    if bonds is not None:
-        return _verify_bonds(checkpoint, original, certificate, bonds, calibration, ledger, progress)
+    if recipe is not None:
+        return _verify_repeated(checkpoint, original, certificate, recipe, calibration, ledger, progress)
     _check_source(checkpoint, original, certificate, ledger)
     skipped: list[str] = []
     if certificate.losses:
@@ -120,11 +120,11 @@ def verify(
     return Verification(ledger.checked, tuple(skipped), tuple(ledger.failures))
 
 
-def _verify_bonds(
+def _verify_repeated(
     checkpoint: Checkpoint,
     original: Checkpoint,
     certificate: Certificate,
-    recipe: Narrow,
+    recipe: AnyRecipe,
     calibration: Path | None,
     ledger: Ledger,
     progress: Progress,
@@ -133,7 +133,7 @@ def _verify_bonds(
     _check_files(original, certificate, ledger)
     _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
     if recipe.needs and calibration is None:
-        skipped = ("what crosses the bonds, and the losses (name the text with --calibration)",)
+        skipped = ("what hangs on the calibration text: figures, weights and losses (name it with --calibration)",)
         return Verification(ledger.checked, skipped, tuple(ledger.failures))
     if calibration is not None and certificate.calibration is not None:
         recheck.check_text(calibration, certificate.calibration)

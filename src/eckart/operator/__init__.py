@@ -2,6 +2,7 @@
 
 from eckart.operator.algebra import Product, Sum, Transposed
 from eckart.operator.codes import Codes
+from eckart.operator.masked import Masked
 from eckart.operator.matrices import Dense, Factors
 from eckart.operator.panels import Panelled, device_of, in_dtype, rows
 from eckart.operator.protocol import Operator, TransposeProduct
@@ -21,6 +22,7 @@ __all__ = [
     "Diagonal",
     "Factors",
     "Kronecker",
+    "Masked",
     "Operator",
     "Panelled",
     "Product",

@@ -18,7 +18,7 @@ from eckart.operator.protocol import Operator
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix (m, columns) of unsigned codes of ``bits`` 2, 3, 4 or 8, in groups of ``group`` consecutive columns.
+    """A matrix (m, columns) of unsigned codes of ``bits`` 1, 2, 3, 4 or 8, in groups of ``group`` consecutive columns.
 
     ``entry[i, j] = scale[i, j // group] (code[i, j] - zero[i, j // group])``, worked out in float32 (float64 for a float64 scale)
     and rounded to the dtype of ``scale``. The last group of a row may be shorter. ``codes`` holds the codes as

@@ -11,6 +11,7 @@ from torch import Tensor
 from eckart.operator.algebra import Product, Sum, Transposed
 from eckart.operator.codes import Codes
 from eckart.operator.fields import Role, prefix, roles, tensor_name
+from eckart.operator.masked import Masked
 from eckart.operator.matrices import Dense, Factors
 from eckart.operator.protocol import Operator
 from eckart.operator.row_sparse import RowSparse
@@ -28,6 +29,7 @@ _CLASSES: Mapping[str, type] = {
     "tensor_train": TensorTrain,
     "sparse": Sparse,
     "row_sparse": RowSparse,
+    "masked": Masked,
     "codes": Codes,
     "sum": Sum,
     "product": Product,

@@ -2,23 +2,28 @@
 
 from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
-from eckart.recipes.compress import asvd, llm_rom, svd, svd_llm, welore
+from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
 from eckart.recipes.notation import read_recipe
 
 __all__ = [
     "RECIPES",
     "Recipe",
     "asvd",
+    "curing",
+    "eora",
     "greedy_output",
     "layer_drop",
     "llm_rom",
+    "magnitude",
     "modegpt",
     "read_recipe",
     "recipe",
     "shortgpt",
     "shrink_width",
     "slicegpt",
+    "sparsegpt",
     "svd",
     "svd_llm",
+    "wanda",
     "welore",
 ]

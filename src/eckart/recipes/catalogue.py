@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
 from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
-from eckart.recipes.compress import asvd, llm_rom, svd, svd_llm, welore
+from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("svd-llm", "compress", svd_llm),
         Recipe("llm-rom", "compress", llm_rom),
         Recipe("welore", "compress", welore),
+        Recipe("curing", "compress", curing),
+        Recipe("eora", "compress", eora),
+        Recipe("magnitude", "compress", magnitude),
+        Recipe("wanda", "compress", wanda),
+        Recipe("sparsegpt", "compress", sparsegpt),
         Recipe("slicegpt", "compress", slicegpt),
         Recipe("modegpt", "compress", modegpt),
         Recipe("greedy-output", "compress", greedy_output),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from eckart.allocate import Allocator, EqualMarginalLoss, Later, Threshold, Uniform
-from eckart.approx import LowRank
+from eckart.allocate import Allocator, EqualMarginalLoss, Later, LeastInfluential, Threshold, Uniform
+from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune
+from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
 from eckart.model.compression import Compress, Paper, Statistics
-from eckart.stats import ActivationScale, Gram, Plain
+from eckart.stats import ActivationScale, Gram, Plain, RootMeanSquare
 
 LAST = Later(least=0.46)
 THRESHOLD = Threshold()
+SAME = Uniform()
+LEAST_INFLUENTIAL = LeastInfluential(least=0.4)
 
 
 def svd(allocate: Allocator = Uniform()) -> Compress:
@@ -92,5 +95,96 @@ def welore(allocate: Allocator = THRESHOLD) -> Compress:
         ),
         metric=Plain(),
         approx=LowRank(),
+        allocate=allocate,
+    )
+
+
+def magnitude(allocate: Allocator = SAME) -> Compress:
+    """The smallest entries of every matrix become zero. The dumb baseline of sparsity."""
+    return Compress(
+        paper=Paper(
+            "Learning both Weights and Connections for Efficient Neural Networks",
+            "arXiv:1506.02626",
+            (
+                "nothing is trained afterwards",
+                "one share of zeros for every matrix, so that the scales of layers do not compete",
+            ),
+        ),
+        metric=Plain(),
+        approx=Prune(PerMatrix()),
+        allocate=allocate,
+    )
+
+
+def wanda(allocate: Allocator = SAME) -> Compress:
+    """In every row those entries become zero whose weight times input is smallest."""
+    return Compress(
+        paper=Paper(
+            "A Simple and Effective Pruning Approach for Large Language Models",
+            "arXiv:2306.11695",
+            (
+                "budgets count the bit that tells of each place, so that at the same bytes fewer entries stay than the paper keeps",
+            ),
+        ),
+        metric=RootMeanSquare(),
+        approx=Prune(PerRow()),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def sparsegpt(allocate: Allocator = SAME) -> Compress:
+    """Zeros chosen column by column, each error made up for by the columns behind (optimal brain surgeon)."""
+    return Compress(
+        paper=Paper(
+            "SparseGPT: Massive Language Models Can Be Accurately Pruned in One-Shot",
+            "arXiv:2301.00774",
+            (
+                "float64; what the stored dtype rounds off is made up for as well",
+                "budgets count the bit that tells of each place",
+            ),
+        ),
+        metric=Gram(),
+        approx=BrainSurgeon(PerMatrix()),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def eora(allocate: Allocator = SAME) -> Compress:
+    """Two of four entries stay, and a low-rank branch makes up for what is missing, in the metric of the inputs' second moment."""
+    return Compress(
+        paper=Paper(
+            "EoRA: Fine-tuning-free Compensation for Compressed LLM with Eigenspace Low-Rank Approximation",
+            "arXiv:2410.21271",
+            (
+                "the same optimum by projection on output directions: no inverse of the root of the moment",
+                "the damage is part of the recipe: entries chosen by weight times input; a TOML recipe may name rounding instead",
+                "the rank follows from the budget; moments are plain sums over tokens, which the released code lets decay",
+            ),
+        ),
+        metric=Gram(),
+        approx=Compensated(Prune(OfGroup(4)), keep=0.6),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def curing(allocate: Allocator = LEAST_INFLUENTIAL) -> Compress:
+    """Columns and rows of the matrix itself with a small core between, in the blocks that turn the stream least."""
+    return Compress(
+        paper=Paper(
+            "CURing Large Models: Compression via CUR Decomposition",
+            "arXiv:2501.04211",
+            (
+                "chosen by DEIM from signed weights, each column times the size of its input; the paper takes absolute values",
+                "the core is that of least error in the same metric; DEIM interpolates, which the released code does not",
+                "all maps of a block unless --only names some; the paper takes queries, keys and gates",
+                "as many blocks pay as keeps every matrix above a share; influence counts all tokens, not the last of each text",
+                "the core is not trained afterwards",
+            ),
+        ),
+        metric=RootMeanSquare(),
+        approx=ColumnsRows(),
         allocate=allocate,
     )

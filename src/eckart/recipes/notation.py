@@ -8,24 +8,41 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from eckart.allocate import Entropic, EqualMarginalLoss, Exact, Greedy, Later, Level, Threshold, Uniform
-from eckart.approx import LowRank
+from eckart.allocate import (
+    Entropic,
+    EqualMarginalLoss,
+    Exact,
+    Greedy,
+    Later,
+    LeastInfluential,
+    Level,
+    Threshold,
+    Uniform,
+)
+from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.depth import LastBlocks, LeastInfluence
 from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
 from eckart.errors import EckartError
+from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
+from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
 from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Statistics
 from eckart.model.files import read_small, shown
-from eckart.stats import ActivationScale, Gram, MetricRule, Plain
+from eckart.stats import ActivationScale, Gram, MetricRule, Plain, RootMeanSquare
 
 LARGEST = 100_000  # bytes of a recipe
 
 PARTS: Mapping[str, Mapping[str, type]] = {
     role: {part.__name__: part for part in parts}
     for role, parts in {
-        "metric": (Plain, ActivationScale, Gram),
-        "approx": (LowRank,),
-        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Later, Threshold, Entropic),
+        "metric": (Plain, ActivationScale, RootMeanSquare, Gram),
+        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows),
+        "pattern": (PerMatrix, PerRow, OfGroup),
+        "damage": (Prune, BrainSurgeon, RoundToNearest),
+        "branch": (LowRank,),
+        "rule": (DEIM, PivotedQR, StrongRRQR),
+        "on": (Entries, LeadingVectors, RidgeVectors),
+        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Later, LeastInfluential, Threshold, Entropic),
         "stream": (Principal, Select),
         "hidden": (Select,),
         "values": (Principal, Select),
@@ -97,14 +114,16 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
         raise EckartError(f"{origin}: {error}") from error
 
 
-def recorded_recipe(table: Mapping[str, Any], origin: str) -> Narrow | None:
-    """The recipe of bonds that a certificate tells of; ``None`` where it tells of another kind."""
-    if not any(role in table for role in BONDS):
+def recorded_recipe(table: Mapping[str, Any], origin: str) -> AnyRecipe | None:
+    """The recipe that a certificate tells of, where it takes more than figures of factors to check its result.
+
+    ``None`` for recipes of factors alone, whose approximator may be anybody's.
+    """
+    approx = table.get("approx")
+    of_factors = isinstance(approx, Mapping) and approx.get("part") not in set(PARTS["approx"]) - {LowRank.__name__}
+    if of_factors and not any(role in table for role in BONDS):
         return None
-    told = {key: value for key, value in table.items() if key not in ("title", "link", "deviations")}
-    found = compose(told, origin)
-    assert isinstance(found, Narrow)
-    return found
+    return compose({key: value for key, value in table.items() if key not in ("title", "link", "deviations")}, origin)
 
 
 def recorded_metric(table: Mapping[str, Any], origin: str) -> tuple[MetricRule, Statistics]:
@@ -121,10 +140,10 @@ def _part(role: str, entry: Any, origin: str) -> Any:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("part"), str) or entry["part"] not in choices:
         raise EckartError(f"{origin}: [{role}] needs part = one of {', '.join(choices)}")
     kind = choices[entry["part"]]
-    settings = {key: value for key, value in entry.items() if key != "part"}
+    settings = {key: value for key, value in entry.items() if key != "part" and value is not None}
     defaults = {field.name: field.default for field in fields(kind)}
     for key, default in defaults.items():
-        if key in PARTS:
+        if key in PARTS and (key in settings or default is MISSING):
             settings[key] = _part(key, settings.get(key), origin)
         elif default is MISSING and key not in settings:
             raise EckartError(f"{origin}: {kind.__name__} needs a setting {key}")

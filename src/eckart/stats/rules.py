@@ -74,6 +74,27 @@ class ActivationScale:
 
 
 @dataclass(frozen=True)
+class RootMeanSquare:
+    """Column j of the error counts ``sqrt(mean x_j^2)``: the size of the output error over inputs that are not correlated.
+
+    >>> import torch
+    >>> moments = Moments.zeros(2, gram=False)
+    >>> moments.add(torch.tensor([[3.0, 1.0], [-3.0, 1.0]]))
+    >>> RootMeanSquare()(moments).right.tolist()
+    [3.0, 1.0]
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.ACTIVATIONS})
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric of these moments."""
+        assert moments is not None
+        if moments.count == 0 or moments.energy == 0:
+            return Metric.plain()
+        return Metric("input scale", moments.mean_square.sqrt())
+
+
+@dataclass(frozen=True)
 class Gram:
     """The mean size of the output error over the calibration inputs: ``||E R||_F`` with ``R R^T = mean x x^T``.
 
