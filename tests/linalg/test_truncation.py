@@ -13,7 +13,7 @@ from eckart.kernels.randomized import InMemory, Products, Subspace, ritz_subspac
 from eckart.linalg import Automatic, Lapack, SubspaceIteration, Truncation, truncation
 from eckart.linalg.factored import FactoredTruncation
 from eckart.linalg.implicit import ImplicitTruncation
-from eckart.linalg.truncated import Analysed
+from eckart.linalg.measured import Analysed
 from eckart.linalg.truncation import checked_rank, energies_left, seeded
 from eckart.linalg.weighed import WeighedTruncation
 from eckart.metric import Metric, TwoSided

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-from typing import Protocol
-
 import torch
 from torch import Generator, Tensor
 
@@ -13,26 +9,16 @@ from eckart.fit import Fit
 from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.linalg.implicit import ImplicitTruncation
+from eckart.linalg.measured import Analysed, measured
 from eckart.linalg.routes import Automatic, Route
 from eckart.linalg.truncation import Truncation
 from eckart.linalg.weighed import WeighedTruncation
 from eckart.metric import Metric, TwoSided
-from eckart.operator import Dense, Factors, Operator, in_dtype
+from eckart.operator import Dense, Operator, in_dtype
 
 ACCURACY = 2e-3  # the error may exceed the smallest possible one by this share, where that saves time
 FIRST_GUESS = 16  # the rank at which the search for one that is good enough begins
-LEAST, MOST = 1e-120, 1e120  # entries between which squares, and sums of them, are numbers in float64
 SMALL = 256  # the smaller side up to which nothing is iterated for
-
-
-class Analysed(Protocol):
-    """A matrix from which truncations of any rank can be taken."""
-
-    def tails(self, rank: int, rng: Generator) -> Tensor:
-        """Squared errors in the metric after 0, 1, … directions, ``rank`` of them at least."""
-
-    def fit(self, rank: int, *, dtype: torch.dtype, rng: Generator, spectral: bool) -> Fit:
-        """The truncation to this rank, with a bound in the spectral norm if wanted."""
 
 
 def truncated_svd(
@@ -80,28 +66,13 @@ def truncated_svd(
     [2, 1, 1]
 
     Raises ``ValueError`` for a size that is impossible or not given once, for what is no matrix of floating-point numbers or
-    holds NaN or infinity, for a negative ``accuracy``, and for an ``error`` that factors in ``dtype`` cannot come down to.
+    holds NaN or infinity, for a negative ``accuracy``, for an ``error`` that factors in ``dtype`` cannot come down to, for a ``dtype``
+    whose range the factors leave, and for a norm beyond the numbers of float64.
     """
     if not accuracy >= 0:
         raise ValueError(f"the accuracy is a share of the smallest error and not below 0: {accuracy:g}")
     rng = rng or Generator().manual_seed(0)
     dtype = dtype or _dtype_of(a)
-    unit = _far(a)
-    if unit is not None and isinstance(a, Tensor):
-        fit = truncated_svd(
-            a / unit,
-            rank,
-            energy=energy,
-            error=error,
-            bytes=bytes,
-            metric=metric,
-            accuracy=accuracy,
-            route=route,
-            dtype=dtype,
-            rng=rng,
-            spectral=spectral,
-        )
-        return _times(fit, unit)
     prepared = analysed(a, metric, accuracy, route or (Automatic() if spectral else Automatic(SMALL, single=True)))
     match rank, energy, error, bytes:
         case int(), None, None, None:
@@ -122,14 +93,14 @@ def truncated_svd(
 
 
 def analysed(a: Tensor | Operator, metric: Metric | TwoSided, accuracy: float, route: Route) -> Analysed:
-    """The way in which a matrix or an operator is decomposed; nothing is computed yet."""
+    """The way in which a matrix or an operator is decomposed; nothing is decomposed yet."""
     if isinstance(a, Dense):
         a = a.matrix
     if isinstance(metric, TwoSided):
         formed = a if isinstance(a, Tensor) else in_dtype(a, torch.float64).dense()
-        return WeighedTruncation(formed, metric, accuracy, route)
+        return measured(formed, lambda matrix: WeighedTruncation(matrix, metric, accuracy, route))
     if isinstance(a, Tensor):
-        return Truncation(a, metric, accuracy, route)
+        return measured(a, lambda matrix: Truncation(matrix, metric, accuracy, route))
     factors = low_rank_form(a)
     if factors is not None and 0 < factors.rank < min(a.shape):
         return FactoredTruncation(factors, metric)
@@ -181,29 +152,3 @@ def _dtype_of(a: Tensor | Operator) -> torch.dtype:
         return a.dtype
     floating = [t.dtype for t in a.tensors().values() if t.is_floating_point()]
     return max(floating, key=lambda dtype: dtype.itemsize, default=torch.float32)
-
-
-def _far(a: Tensor | Operator) -> float | None:
-    """A power of two to measure a matrix in float64 by whose squares are too large or too small for any number; ``None`` for others."""
-    if not isinstance(a, Tensor) or a.dtype != torch.float64 or not a.numel():
-        return None
-    size = float(a.abs().max())
-    if not 0 < size < math.inf or LEAST < size < MOST:
-        return None
-    return math.ldexp(0.5, math.frexp(size)[1])
-
-
-def _times(fit: Fit, unit: float) -> Fit:
-    """A fit of a matrix measured in ``unit``, for the matrix itself."""
-    assert isinstance(fit.op, Factors)
-    bounds = [
-        replace(
-            bound,
-            lower=None if bound.lower is None else bound.lower * unit,
-            achieved=bound.achieved * unit,
-            upper=bound.upper * unit,
-            scale=bound.scale * unit,
-        )
-        for bound in fit.bounds
-    ]
-    return replace(fit, op=Factors(fit.op.left * unit, fit.op.right), bounds=tuple(bounds))
