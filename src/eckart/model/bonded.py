@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.errors import EckartError
@@ -12,11 +13,12 @@ from eckart.model.graph import graph_of
 from eckart.model.layout import Piece
 from eckart.model.narrowing import Narrowed, fit_sites, module_of
 from eckart.model.output import Outcome, with_modules
+from eckart.model.passing import pass_through
 from eckart.model.restock import Names, config_of, pieces_of
 from eckart.model.run import Run
 from eckart.model.sites import Site, find_sites, fixed
 from eckart.model.stream import narrow_stream
-from eckart.model.survey import embed_original, original
+from eckart.model.survey import embed_original
 from eckart.model.targets import Untouched
 from eckart.stats import Need
 
@@ -64,24 +66,20 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
 
 def _influence(run: Run) -> list[float]:
     """How much each block turns the stream: ``1 - mean cos`` between what it is given and what it gives."""
-    walk, journal = run.walking(), run.journal
     embed_original(run)
-    source, found = original(0), []
-    for block in range(run.blocks):
-        there = f"turned-{block + 1:04d}.bin"
+    found: list[float] = []
 
-        def make(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
-            walk.run_block(block, run.file(source), run.file(there))
-            return walk.turning(run.file(source), run.file(there)), [there]
+    def measure(block: int, source: Path, there: Path) -> None:
+        def make() -> tuple[object, list[str]]:
+            run.walking().run_block(block, source, there)
+            return run.walking().turning(source, there), [there.name]
 
-        value = journal.once(f"influence/{block}", make)
+        value = run.journal.once(f"influence/{block}", make)
         assert isinstance(value, float)
         found.append(value)
-        if source != original(0):
-            journal.drop(source)
-        source = there
-        run.progress("influence", block + 1, run.blocks, run.skeleton.blocks[block])
-    journal.drop(source)
+
+    last = pass_through(run, range(run.blocks), lambda block: f"turned-{block:04d}.bin", measure, "influence")
+    run.journal.drop(last)
     return found
 
 

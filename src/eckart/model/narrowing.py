@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from eckart.kernels.symmetric import psd_root
 from eckart.model.certificate import BondRecord
 from eckart.model.entries import entry_of, read_entry
 from eckart.model.linear import stored_name
+from eckart.model.passing import last_loss, pass_through
 from eckart.model.run import Run
 from eckart.model.sites import Site
 from eckart.model.survey import embed_original, original
@@ -72,66 +74,47 @@ def fit_sites(
             )
             found.add(value, narrowed_file(block))
         return found
-    walk, journal = run.walking(), run.journal
     embed_original(run)
-    source = original(0)
-    for block in range(run.blocks):
-        if run.sequential and block in dropped:
-            continue
-        there = original(block + 1)
+    walk, journal = run.walking(), run.journal
 
-        def make(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
+    def fit(block: int, source: Path, there: Path) -> None:
+        def make() -> tuple[object, list[str]]:
             names = _observed(run, graph, by_block[block])
-            out = None if run.sequential else run.file(there)
-            moments = walk.run_block(block, run.file(source), out, observe=list(names.values()), gram=True)
+            out = None if run.sequential else there
+            moments = walk.run_block(block, source, out, observe=list(names.values()), gram=True)
             seen = {name: moments[module] for name, module in names.items()}
             value, files = _fit(run, graph, by_block[block], ranks, seen, resized)
-            return value, files if run.sequential else [*files, there]
+            return value, files if run.sequential else [*files, there.name]
 
         found.add(journal.once(f"narrow/{block}", make), narrowed_file(block))
         if run.sequential:
+            journal.once(f"advance/{block}", _narrower(run, graph, found, block, source, there))
 
-            def advance(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
-                instead = padded(run, graph, found, block)
-                walk.run_block(block, run.file(source), run.file(there), instead=instead)
-                return None, [there]
+    left = [block for block in range(run.blocks) if block not in dropped]
+    last = pass_through(run, left if run.sequential else range(run.blocks), original, fit, "narrow")
+    loss = last_loss(run, "narrow/loss", last)
+    if run.sequential:
+        found.losses = {"narrowed": loss}
+        return found
 
-            journal.once(f"advance/{block}", advance)
-        if source != original(0):
-            journal.drop(source)
-        source = there
-        run.progress("narrow", block + 1, run.blocks, run.skeleton.blocks[block])
-    loss = journal.once("narrow/loss", lambda: (walk.tail(run.file(source))[0], []))
-    journal.drop(source)
-    assert isinstance(loss, float)
-    found.losses = (
-        {"narrowed": loss} if run.sequential else {"original": loss, "narrowed": _loss(run, graph, found, dropped)}
-    )
+    def judge(block: int, source: Path, there: Path) -> None:
+        journal.once(f"judge/{block}", _narrower(run, graph, found, block, source, there))
+
+    last = pass_through(run, left, lambda block: f"judged-{block:04d}.bin", judge, "loss")
+    found.losses = {"original": loss, "narrowed": last_loss(run, "judge/loss", last)}
     return found
 
 
-def _loss(run: Run, graph: BondGraph, found: Narrowed, dropped: frozenset[int]) -> float:
-    """The loss of the narrower model on the calibration windows, walked in stock shapes."""
-    walk, journal = run.walking(), run.journal
-    source = original(0)
-    for block in range(run.blocks):
-        if block in dropped:
-            continue
-        there = f"judged-{block + 1:04d}.bin"
+def _narrower(
+    run: Run, graph: BondGraph, found: Narrowed, block: int, source: Path, there: Path
+) -> Callable[[], tuple[object, list[str]]]:
+    """The piece that takes hidden states through a block with its narrower weights, in stock shapes."""
 
-        def make(block: int = block, source: str = source, there: str = there) -> tuple[object, list[str]]:
-            walk.run_block(block, run.file(source), run.file(there), instead=padded(run, graph, found, block))
-            return None, [there]
+    def make() -> tuple[object, list[str]]:
+        run.walking().run_block(block, source, there, instead=padded(run, graph, found, block))
+        return None, [there.name]
 
-        journal.once(f"judge/{block}", make)
-        if source != original(0):
-            journal.drop(source)
-        source = there
-        run.progress("loss", block + 1, run.blocks, run.skeleton.blocks[block])
-    loss = journal.once("judge/loss", lambda: (walk.tail(run.file(source))[0], []))
-    journal.drop(source)
-    assert isinstance(loss, float)
-    return loss
+    return make
 
 
 def _resized_kinds(sites: list[Site], ranks: Mapping[str, Rank]) -> frozenset[str]:
