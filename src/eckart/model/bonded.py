@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.errors import EckartError
 from eckart.model.compression import Narrow
 from eckart.model.graph import graph_of
+from eckart.model.influence import block_influence
 from eckart.model.layout import Piece
 from eckart.model.narrowing import Narrowed, fit_sites, module_of
 from eckart.model.output import Outcome, with_modules
-from eckart.model.passing import pass_through
 from eckart.model.restock import Names, config_of, pieces_of
 from eckart.model.run import Run
 from eckart.model.sites import Site, find_sites, fixed
 from eckart.model.stream import narrow_stream
-from eckart.model.survey import embed_original
 from eckart.model.targets import Untouched
 from eckart.stats import Need
 
@@ -33,7 +31,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
     if run.request.only or run.request.exclude:
         raise EckartError("--only and --exclude name matrices, and this recipe narrows bonds: leave them out")
     graph = graph_of(run.checkpoint, untied=recipe.stream is not None)
-    influence = _influence(run) if Need.INFLUENCE in recipe.needs else [0.0] * run.blocks
+    influence = block_influence(run) if Need.INFLUENCE in recipe.needs else [0.0] * run.blocks
     dropped = _dropped(run, recipe, influence)
     sites = find_sites(run.checkpoint, graph, recipe, dropped)
     for site in fixed(sites):
@@ -62,25 +60,6 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         kept=type(recipe.allocate).__name__.lower(),
         gap=None,
     )
-
-
-def _influence(run: Run) -> list[float]:
-    """How much each block turns the stream: ``1 - mean cos`` between what it is given and what it gives."""
-    embed_original(run)
-    found: list[float] = []
-
-    def measure(block: int, source: Path, there: Path) -> None:
-        def make() -> tuple[object, list[str]]:
-            run.walking().run_block(block, source, there)
-            return run.walking().turning(source, there), [there.name]
-
-        value = run.journal.once(f"influence/{block}", make)
-        assert isinstance(value, float)
-        found.append(value)
-
-    last = pass_through(run, range(run.blocks), lambda block: f"turned-{block:04d}.bin", measure, "influence")
-    run.journal.drop(last)
-    return found
 
 
 def _dropped(run: Run, recipe: Narrow, influence: list[float]) -> frozenset[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.files import human_bytes, sha256_of
 from eckart.model.fitting import Fitted, fit_all
+from eckart.model.influence import block_influence
 from eckart.model.journal import Journal
 from eckart.model.layout import bytes_of, forms_of, layout, modules_entry, output_bytes
 from eckart.model.output import (
@@ -257,6 +258,14 @@ def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None
     slots = {target.name: target.slot(approx) for target in run.targets}
     if Need.SPECTRA in run.recipe.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
+    if Need.INFLUENCE in run.recipe.allocate.needs:
+        influence = block_influence(run)
+        slots = {
+            target.name: replace(
+                slots[target.name], importance=None if target.block is None else influence[target.block]
+            )
+            for target in run.targets
+        }
     if Need.SENSITIVITY not in run.recipe.allocate.needs:
         own = _within_budget(run, run.recipe.allocate, slots)
         return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}

@@ -63,8 +63,8 @@ def verify(
     ``against`` is the original: its files must be those that were recorded, copied tensors and config must equal its own, and
     the Frobenius and spectral figures are computed again from both. With ``rule`` and ``statistics`` (as recorded) and
     the ``calibration`` text the figures in the recipe's metric are as well; without, they are named as not
-    rechecked. Nothing holds the whole model. Where a ``recipe`` is given (of bonds, or of anything but factors), the original and, if it was
-    used, the calibration text are what it takes to make the result again, and all of it is compared.
+    rechecked. Nothing holds the whole model. Where a ``recipe`` is given (of bonds, or anything but factors), the original and, if one was
+    used, the text are what it takes to make the result again, and all of it is compared.
 
     Raises ``EckartError`` if either directory is unreadable, the original is itself compressed, or the calibration text is not
     the one that was recorded, or config.json names another operator than factors.

@@ -120,7 +120,8 @@ def recorded_recipe(table: Mapping[str, Any], origin: str) -> AnyRecipe | None:
     ``None`` for recipes of factors alone, whose approximator may be anybody's.
     """
     approx = table.get("approx")
-    of_factors = isinstance(approx, Mapping) and approx.get("part") not in set(PARTS["approx"]) - {LowRank.__name__}
+    others = [name for name in PARTS["approx"] if name != LowRank.__name__]
+    of_factors = isinstance(approx, Mapping) and approx.get("part") not in others
     if of_factors and not any(role in table for role in BONDS):
         return None
     return compose({key: value for key, value in table.items() if key not in ("title", "link", "deviations")}, origin)
