@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,13 +17,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import eckart
-from eckart.allocate import Level, Uniform
-from eckart.bonds.choosing import Principal, Select
+from eckart.allocate import Entropic, Level, Threshold, Uniform
+from eckart.approx import LowRank
+from eckart.bonds.choosing import Chosen, Principal, Select
+from eckart.bonds.crossing import Crossing
 from eckart.bonds.depth import LastBlocks
 from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.certificate import Certificate
-from eckart.model.compression import Narrow, Paper, Statistics
+from eckart.model.compression import Compress, Narrow, Paper, Statistics
+from eckart.stats import Need, Plain
 
 DECLARED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi")
 NORMALISED = ("qwen3", "gemma3")  # queries and keys: their bond has no symmetry
@@ -449,6 +453,30 @@ def test_recipes_of_bonds_are_put_together_sensibly() -> None:
     for share in (0.0, 1.1):
         with pytest.raises(ValueError, match="share"):
             Narrow(paper=OWN, depth=LastBlocks(), share=share)
+    with pytest.raises(ValueError, match="select its channels without a refit"):
+        Narrow(paper=OWN, stream=Select(SecondMoment(), refit=True))
+    with pytest.raises(ValueError, match="Threshold goes by singular values"):
+        Narrow(paper=OWN, hidden=Select(Magnitude()), allocate=Threshold())
+    with pytest.raises(ValueError, match="Entropic goes by the influence of blocks, and a stream lies in none"):
+        Narrow(paper=OWN, stream=Principal(), allocate=Entropic())
+    with pytest.raises(
+        ValueError, match="Entropic goes by the influence of blocks, which is measured for recipes of bonds"
+    ):
+        Compress(paper=OWN, metric=Plain(), approx=LowRank(), allocate=Entropic())
+
+
+def test_a_stream_that_is_not_projected_orthogonally_is_refused(ground: Path, text: Path, tmp_path: Path) -> None:
+    """A choice of one's own may refit as well: what reads the stream is not silently left as it was."""
+
+    @dataclass(frozen=True)
+    class Refitted:
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+        def prepare(self, crossing: Crossing) -> Chosen:
+            return Select(SecondMoment(), refit=True).prepare(crossing)
+
+    with pytest.raises(EckartError, match="project it orthogonally"):
+        narrow(ground, tmp_path / "out", Narrow(paper=OWN, stream=Refitted(), allocate=Level(8)), text, keep=0.7)
 
 
 def test_the_record_tells_of_bonds_and_blocks(ground: Path, text: Path, tmp_path: Path) -> None:
