@@ -430,6 +430,18 @@ def test_bonds_that_cannot_be_narrowed_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_score_that_takes_no_pairs_is_refused_with_the_way_out(ground: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text(
+        '[keys]\npart = "Select"\n[keys.score]\npart = "Gain"\n[allocate]\npart = "Level"\n'
+    )
+    told = refused(
+        *("compress", ground, "-o", tmp_path / "out", "--keep", "0.9", "--recipe", tmp_path / "keys.toml"),
+        *("--calibration", text, *CALIBRATED),
+    )
+    assert "the bond model.layers.0.keys.0 cannot be narrowed so" in told
+    assert "another rule, such as SecondMoment" in told
+
+
 @pytest.mark.parametrize("model", NORMALISED, indirect=True)
 def test_bonds_without_a_symmetry_are_left_as_they_are(model: Path, text: Path, tmp_path: Path) -> None:
     done = narrow(model, tmp_path / "out", "modegpt", text)
