@@ -26,6 +26,7 @@ from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.certificate import Certificate
 from eckart.model.compression import Compress, Narrow, Paper, Statistics
+from eckart.recipes import modegpt
 from eckart.stats import Need, Plain
 
 DECLARED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi")
@@ -155,6 +156,10 @@ def test_widths_of_their_own_need_the_loader(model: Path, text: Path, tmp_path: 
         gone = [i for i in range(record.size) if i not in (record.kept or ())]
         state[end.tensor].index_fill_(end.axis, torch.tensor(gone), 0.0)
     assert far(logits(loaded(tmp_path / "out")), logits(stock)) < 1e-5
+    told = refused("densify", tmp_path / "out", "-o", tmp_path / "dense", out=tmp_path / "dense")
+    assert f"{next(iter(modules))} has a width of its own" in told
+    assert "Level in [allocate]" in told
+    assert "densify" not in (tmp_path / "out" / "README.md").read_text()
     edit_json(tmp_path / "out" / "config.json", lambda table: table["quantization_config"]["modules"].popitem()[1])
     with pytest.raises(RuntimeError):  # a stock shape is refused
         loaded(tmp_path / "out")
@@ -189,6 +194,22 @@ def test_narrower_heads_are_put_back_in_their_places(model: Path, text: Path, tm
             assert record.bound.achieved <= 1.001 * record.bound.lower + 1e-4 * record.bound.scale
     assert done.target_bytes[1] <= 0.9 * done.target_bytes[0]
     assert done.losses["narrowed"] == pytest.approx(done.losses["original"], abs=1.0)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
+def test_one_width_for_all_blocks_makes_a_stock_checkpoint_again(model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = modegpt(allocate=Level())
+    narrow(model, tmp_path / "out", recipe, text, keep=0.85)
+    assert "eckart densify" in (tmp_path / "out" / "README.md").read_text()
+    dense = eckart.densify(tmp_path / "out", tmp_path / "dense")
+    assert "quantization_config" not in config(dense)
+    assert far(logits(loaded(dense)), logits(loaded(tmp_path / "out"))) < 1e-5
+    stored = {
+        name: entry["operator"] for name, entry in config(tmp_path / "out")["quantization_config"]["modules"].items()
+    }
+    rows = {row.name: row for row in eckart.inspect(tmp_path / "out").rows}
+    assert {rows[name].operator for name in stored} == {"row_sparse", "transposed"}
+    assert "row sparse" in cli("inspect", tmp_path / "out").out
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt_neox"], indirect=True)
@@ -230,6 +251,9 @@ def test_a_sliced_stream_is_the_original_with_projected_writers(model: Path, tex
     assert bound is not None
     assert "model.embed_tokens" not in [entry.name for entry in done.untouched]
     assert bound.lower == pytest.approx(bound.achieved, rel=1e-6)
+    told = refused("densify", tmp_path / "out", "-o", tmp_path / "dense", out=tmp_path / "dense")
+    assert "is a stock checkpoint already" in told
+    assert len(eckart.inspect(tmp_path / "out").rows) > 4
     assert 0 < bound.relative < 1
 
 
