@@ -358,6 +358,21 @@ def test_every_result_is_verified(recipe: str, ground: Path, text: Path, tmp_pat
     assert bool(by_itself.not_rechecked) == bool(done.losses)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_where_everything_may_stay_nothing_changes(recipe: str, ground: Path, text: Path, tmp_path: Path) -> None:
+    done = narrow(ground, tmp_path / "out", recipe, text, keep=1.0)
+    assert (done.bonds, done.dropped) == ((), ())
+    assert done.target_bytes[0] == done.target_bytes[1]
+    stored, old = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", ground))
+    assert stored.keys() == old.keys()
+    assert all(torch.equal(stored[name], old[name]) for name in old)
+    assert config(tmp_path / "out") == config(ground)
+    needs_text = bool(eckart.recipe(recipe).make().needs)
+    told = eckart.verify(tmp_path / "out", ground, calibration=text if needs_text else None)
+    assert told.failures == ()
+    assert told.checked["tensors made again"] == len(stored)
+
+
 Damage = Callable[[Path], object]
 DAMAGES: Mapping[str, tuple[Damage, str]] = {
     "a tensor": (

@@ -112,8 +112,11 @@ def _ranks(
     total = sum(target.bytes for target in run.targets)
     here = sum(target.bytes for target in run.targets if target.block not in dropped)
     fixed = here - sum(site.dense_bytes for site in sites)
+    budget = math.floor(run.request.keep * total) - fixed
+    if budget >= here - fixed:  # slots count the places of what is left, which are not stored where everything is
+        return dict.fromkeys(slots)
     try:
-        return recipe.allocate(slots, math.floor(run.request.keep * total) - fixed).ranks if slots else {}
+        return recipe.allocate(slots, budget).ranks
     except BudgetError as error:
         share = math.ceil(1e4 * (fixed + error.smallest) / total) / 1e4
         raise EckartError(
