@@ -269,16 +269,28 @@ def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, Slot]) -> 
     """Allocate so that the bytes of the targets, or those of the files with their headers, stay within the request."""
     total = sum(slot.dense_bytes for slot in slots.values())
     if run.request.keep is not None:
-        return allocate(slots, int(run.request.keep * total))
+        try:
+            return allocate(slots, int(run.request.keep * total))
+        except BudgetError as error:
+            share = math.ceil(1e4 * error.smallest / total) / 1e4
+            raise EckartError(
+                f"--keep is {run.request.keep:g}, but with the ranks of this recipe {share:.4f} of the bytes remain: give at least that, "
+                "or spread them otherwise (--ranks uniform)"
+            ) from error
     assert run.request.size is not None
     # Headers depend on the ranks (a dense matrix has one entry, a factored one two), so budget and header are settled in turn.
     best = Allocation(smallest(slots))
     ranks = best.ranks
-    for _ in range(HEADER_ROUNDS):
+    for turn in range(HEADER_ROUNDS):
         header = output_bytes(run.skeleton, run.targets, ranks) - total_bytes(slots, ranks)
         try:
             allocation = allocate(slots, min(run.request.size - header, total))
-        except BudgetError:
+        except BudgetError as error:
+            if turn == 0:  # the smallest ranks of all fit, and this recipe leaves more as it is
+                raise EckartError(
+                    f"--bytes is {run.request.size}, but what this recipe leaves dense takes more: give more, or spread ranks otherwise "
+                    "(--ranks uniform)"
+                ) from error
             break
         fits = output_bytes(run.skeleton, run.targets, allocation.ranks) <= run.request.size
         if fits and total_bytes(slots, allocation.ranks) > total_bytes(slots, best.ranks):
