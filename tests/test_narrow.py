@@ -481,6 +481,32 @@ def test_a_score_that_takes_no_pairs_is_refused_with_the_way_out(ground: Path, t
     assert "another rule, such as SecondMoment" in told
 
 
+@pytest.mark.parametrize(
+    ("recipe", "bond"), [("modegpt", "hidden"), ("greedy-output", "hidden"), ("slicegpt", "residual")]
+)
+@pytest.mark.parametrize("window", [2, 4])
+def test_more_than_the_tokens_can_fit_is_refused_with_the_number_that_will_do(
+    recipe: str, bond: str, window: int, ground: Path, text: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"recipe": recipe, "keep": 0.9, "calibration": text, "window": window, "restart": True}
+    with pytest.raises(
+        EckartError, match=f"what is left of .*{bond} is fitted .* its {window} tokens are too few"
+    ) as error:
+        eckart.compress(ground, tmp_path / "out", tokens=2, **options)
+    least = int(str(error.value).split("at least ")[1].split()[0])
+    with pytest.raises(EckartError, match=f"its {least - window} tokens are too few .* at least {least}"):
+        eckart.compress(ground, tmp_path / "out", tokens=least - 1, **options)
+    done = eckart.compress(ground, tmp_path / "out", tokens=least, **options)
+    norms = 7 if recipe == "slicegpt" else 1
+    assert (least - window) * norms < max(record.rank for record in done.bonds) <= least * norms
+
+
+def test_where_nothing_is_fitted_any_tokens_will_do(ground: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment()))
+    done = eckart.compress(ground, tmp_path / "out", recipe=recipe, keep=0.9, calibration=text, tokens=2, window=2)
+    assert max(record.rank for record in done.bonds) > 2
+
+
 @pytest.mark.parametrize("model", NORMALISED, indirect=True)
 def test_bonds_without_a_symmetry_are_left_as_they_are(model: Path, text: Path, tmp_path: Path) -> None:
     done = narrow(model, tmp_path / "out", "modegpt", text)
@@ -522,6 +548,7 @@ def test_a_stream_that_is_not_projected_orthogonally_is_refused(ground: Path, te
     @dataclass(frozen=True)
     class Refitted:
         needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+        fitted: ClassVar[bool] = True
 
         def prepare(self, crossing: Crossing) -> Chosen:
             return Select(SecondMoment(), refit=True).prepare(crossing)
