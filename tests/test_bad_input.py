@@ -606,6 +606,19 @@ def test_the_smallest_size_is_said_and_works(model: Path, text: Path, out: Path,
     assert sum(path.stat().st_size for path in out.glob("*.safetensors")) == said
 
 
+@pytest.mark.parametrize("option", ["--keep", "--bytes"])
+def test_a_recipe_that_leaves_all_of_it_dense_says_so(model: Path, text: Path, out: Path, option: str) -> None:
+    """Only blocks pay under this recipe, and what is named lies outside of them."""
+    whole = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    value, words = (0.5, ["1.0000"]) if option == "--keep" else (whole - 1000, ["more"])
+    rest = ("--recipe", "llm-rom", "--only", "lm_head", "--calibration", text, *CALIBRATED)
+    outcome = cli("compress", model, "-o", out, option, value, *rest)
+    assert outcome.code == 2
+    told(outcome.sentence, f"{option} is", "give", "--ranks uniform", *words)
+    outcome = cli("compress", model, "-o", out, option, value, *rest, "--ranks", "uniform", "--restart")
+    assert outcome.code == 0, outcome.err
+
+
 @pytest.mark.parametrize("size", range(45_000, 62_000, 2_777))
 def test_a_size_is_kept_to_the_byte(model: Path, out: Path, size: int) -> None:
     outcome = cli("compress", model, "-o", out, "--bytes", size, "--recipe", "svd")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,13 +17,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import eckart
-from eckart.allocate import Level, Uniform
-from eckart.bonds.choosing import Principal, Select
+from eckart.allocate import Entropic, Level, Threshold, Uniform
+from eckart.bonds.choosing import Chosen, Principal, Select
+from eckart.bonds.crossing import Crossing
 from eckart.bonds.depth import LastBlocks
 from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.certificate import Certificate
 from eckart.model.compression import Narrow, Paper, Statistics
+from eckart.recipes import modegpt
+from eckart.stats import Need
 
 DECLARED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi")
 NORMALISED = ("qwen3", "gemma3")  # queries and keys: their bond has no symmetry
@@ -151,6 +155,10 @@ def test_widths_of_their_own_need_the_loader(model: Path, text: Path, tmp_path: 
         gone = [i for i in range(record.size) if i not in (record.kept or ())]
         state[end.tensor].index_fill_(end.axis, torch.tensor(gone), 0.0)
     assert far(logits(loaded(tmp_path / "out")), logits(stock)) < 1e-5
+    told = refused("densify", tmp_path / "out", "-o", tmp_path / "dense", out=tmp_path / "dense")
+    assert f"{next(iter(modules))} has a width of its own" in told
+    assert "Level in [allocate]" in told
+    assert "densify" not in (tmp_path / "out" / "README.md").read_text()
     edit_json(tmp_path / "out" / "config.json", lambda table: table["quantization_config"]["modules"].popitem()[1])
     with pytest.raises(RuntimeError):  # a stock shape is refused
         loaded(tmp_path / "out")
@@ -185,6 +193,22 @@ def test_narrower_heads_are_put_back_in_their_places(model: Path, text: Path, tm
             assert record.bound.achieved <= 1.001 * record.bound.lower + 1e-4 * record.bound.scale
     assert done.target_bytes[1] <= 0.9 * done.target_bytes[0]
     assert done.losses["narrowed"] == pytest.approx(done.losses["original"], abs=1.0)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
+def test_one_width_for_all_blocks_makes_a_stock_checkpoint_again(model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = modegpt(allocate=Level())
+    narrow(model, tmp_path / "out", recipe, text, keep=0.85)
+    assert "eckart densify" in (tmp_path / "out" / "README.md").read_text()
+    dense = eckart.densify(tmp_path / "out", tmp_path / "dense")
+    assert "quantization_config" not in config(dense)
+    assert far(logits(loaded(dense)), logits(loaded(tmp_path / "out"))) < 1e-5
+    stored = {
+        name: entry["operator"] for name, entry in config(tmp_path / "out")["quantization_config"]["modules"].items()
+    }
+    rows = {row.name: row for row in eckart.inspect(tmp_path / "out").rows}
+    assert {rows[name].operator for name in stored} == {"row_sparse", "transposed"}
+    assert "row sparse" in cli("inspect", tmp_path / "out").out
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt_neox"], indirect=True)
@@ -226,6 +250,9 @@ def test_a_sliced_stream_is_the_original_with_projected_writers(model: Path, tex
     assert bound is not None
     assert "model.embed_tokens" not in [entry.name for entry in done.untouched]
     assert bound.lower == pytest.approx(bound.achieved, rel=1e-6)
+    told = refused("densify", tmp_path / "out", "-o", tmp_path / "dense", out=tmp_path / "dense")
+    assert "is a stock checkpoint already" in told
+    assert len(eckart.inspect(tmp_path / "out").rows) > 4
     assert 0 < bound.relative < 1
 
 
@@ -330,6 +357,21 @@ def test_every_result_is_verified(recipe: str, ground: Path, text: Path, tmp_pat
     assert bool(by_itself.not_rechecked) == bool(done.losses)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_where_everything_may_stay_nothing_changes(recipe: str, ground: Path, text: Path, tmp_path: Path) -> None:
+    done = narrow(ground, tmp_path / "out", recipe, text, keep=1.0)
+    assert (done.bonds, done.dropped) == ((), ())
+    assert done.target_bytes[0] == done.target_bytes[1]
+    stored, old = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", ground))
+    assert stored.keys() == old.keys()
+    assert all(torch.equal(stored[name], old[name]) for name in old)
+    assert config(tmp_path / "out") == config(ground)
+    needs_text = bool(eckart.recipe(recipe).make().needs)
+    told = eckart.verify(tmp_path / "out", ground, calibration=text if needs_text else None)
+    assert told.failures == ()
+    assert told.checked["tensors made again"] == len(stored)
+
+
 Damage = Callable[[Path], object]
 DAMAGES: Mapping[str, tuple[Damage, str]] = {
     "a tensor": (
@@ -426,6 +468,44 @@ def test_bonds_that_cannot_be_narrowed_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_score_that_takes_no_pairs_is_refused_with_the_way_out(ground: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text(
+        '[keys]\npart = "Select"\n[keys.score]\npart = "Gain"\n[allocate]\npart = "Level"\n'
+    )
+    told = refused(
+        *("compress", ground, "-o", tmp_path / "out", "--keep", "0.9", "--recipe", tmp_path / "keys.toml"),
+        *("--calibration", text, *CALIBRATED),
+    )
+    assert "the bond model.layers.0.keys.0 cannot be narrowed so" in told
+    assert "another rule, such as SecondMoment" in told
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bond"), [("modegpt", "hidden"), ("greedy-output", "hidden"), ("slicegpt", "residual")]
+)
+@pytest.mark.parametrize("window", [2, 4])
+def test_more_than_the_tokens_can_fit_is_refused_with_the_number_that_will_do(
+    recipe: str, bond: str, window: int, ground: Path, text: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"recipe": recipe, "keep": 0.9, "calibration": text, "window": window, "restart": True}
+    with pytest.raises(
+        EckartError, match=f"what is left of .*{bond} is fitted .* its {window} tokens are too few"
+    ) as error:
+        eckart.compress(ground, tmp_path / "out", tokens=2, **options)
+    least = int(str(error.value).split("at least ")[1].split()[0])
+    with pytest.raises(EckartError, match=f"its {least - window} tokens are too few .* at least {least}"):
+        eckart.compress(ground, tmp_path / "out", tokens=least - 1, **options)
+    done = eckart.compress(ground, tmp_path / "out", tokens=least, **options)
+    norms = 7 if recipe == "slicegpt" else 1
+    assert (least - window) * norms < max(record.rank for record in done.bonds) <= least * norms
+
+
+def test_where_nothing_is_fitted_any_tokens_will_do(ground: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment()))
+    done = eckart.compress(ground, tmp_path / "out", recipe=recipe, keep=0.9, calibration=text, tokens=2, window=2)
+    assert max(record.rank for record in done.bonds) > 2
+
+
 @pytest.mark.parametrize("model", NORMALISED, indirect=True)
 def test_bonds_without_a_symmetry_are_left_as_they_are(model: Path, text: Path, tmp_path: Path) -> None:
     done = narrow(model, tmp_path / "out", "modegpt", text)
@@ -449,6 +529,27 @@ def test_recipes_of_bonds_are_put_together_sensibly() -> None:
     for share in (0.0, 1.1):
         with pytest.raises(ValueError, match="share"):
             Narrow(paper=OWN, depth=LastBlocks(), share=share)
+    with pytest.raises(ValueError, match="select its channels without a refit"):
+        Narrow(paper=OWN, stream=Select(SecondMoment(), refit=True))
+    with pytest.raises(ValueError, match="Threshold goes by singular values"):
+        Narrow(paper=OWN, hidden=Select(Magnitude()), allocate=Threshold())
+    with pytest.raises(ValueError, match="Entropic goes by the influence of blocks, and a stream lies in none"):
+        Narrow(paper=OWN, stream=Principal(), allocate=Entropic())
+
+
+def test_a_stream_that_is_not_projected_orthogonally_is_refused(ground: Path, text: Path, tmp_path: Path) -> None:
+    """A choice of one's own may refit as well: what reads the stream is not silently left as it was."""
+
+    @dataclass(frozen=True)
+    class Refitted:
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+        fitted: ClassVar[bool] = True
+
+        def prepare(self, crossing: Crossing) -> Chosen:
+            return Select(SecondMoment(), refit=True).prepare(crossing)
+
+    with pytest.raises(EckartError, match="project it orthogonally"):
+        narrow(ground, tmp_path / "out", Narrow(paper=OWN, stream=Refitted(), allocate=Level(8)), text, keep=0.7)
 
 
 def test_the_record_tells_of_bonds_and_blocks(ground: Path, text: Path, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def _paid_by(slots: Mapping[str, AnySlot], budget: int, blocks: Sequence[int], l
             break
     ranks = dict.fromkeys(slots)
     left = budget - _dense(rest)
+    if left < 0 and not paying:
+        raise BudgetError(budget, _dense(rest))
     try:
         return Allocation(ranks | dict(Uniform()(paying, left).ranks if paying else {}))
     except BudgetError as error:

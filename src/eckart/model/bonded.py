@@ -38,6 +38,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         run.untouched.append(Untouched(site.name, (site.bonds[0].size,), str(site.bonds[0].symmetry)))
         sites.remove(site)
     ranks = _ranks(run, recipe, sites, influence, dropped)
+    _check_tokens(run, sites, ranks)
     stream = next((site for site in sites if site.block is None), None)
     found = (
         narrow_stream(run, graph, stream, ranks[stream.name])
@@ -91,14 +92,35 @@ def _ranks(
     total = sum(target.bytes for target in run.targets)
     here = sum(target.bytes for target in run.targets if target.block not in dropped)
     fixed = here - sum(site.dense_bytes for site in sites)
+    budget = math.floor(run.request.keep * total) - fixed
+    if budget >= here - fixed:  # slots count the places of what is left, which are not stored where everything is
+        return dict.fromkeys(slots)
     try:
-        return recipe.allocate(slots, math.floor(run.request.keep * total) - fixed).ranks if slots else {}
+        return recipe.allocate(slots, budget).ranks
     except BudgetError as error:
         share = math.ceil(1e4 * (fixed + error.smallest) / total) / 1e4
         raise EckartError(
             f"--keep is {run.request.keep:g}, but with as little as this recipe can leave on its bonds {share:.4f} of the bytes remain: "
             "give at least that, or take a recipe that narrows more"
         ) from error
+
+
+def _check_tokens(run: Run, sites: list[Site], ranks: Mapping[str, Rank]) -> None:
+    """Refuse to fit more directions than vectors are seen, a stream being seen at every norm: the others would be left to chance."""
+    if run.walk is None:
+        return
+    fitted = {
+        site.name: math.ceil(rank * site.width / max(1, len(site.bonds[0].norms)))
+        for site in sites
+        if site.choice.fitted and (rank := ranks[site.name]) is not None
+    }
+    name, least = max(fitted.items(), key=lambda entry: entry[1], default=("", 0))
+    tokens, window = run.walk.windows.numel(), run.walk.windows.shape[1]
+    if tokens < least:
+        raise EckartError(
+            f"what is left of {name} is fitted to the calibration text, and its {tokens} tokens are too few for that: take at least "
+            f"{math.ceil(least / window) * window} (--tokens; a longer text with --calibration), or give another --keep"
+        )
 
 
 def _stored_bytes(run: Run, found: Narrowed, dropped: frozenset[int], pieces: Mapping[str, list[Piece]]) -> int:

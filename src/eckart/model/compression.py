@@ -8,7 +8,7 @@ from enum import Enum
 
 from eckart.allocate import Allocator, Level, Uniform
 from eckart.approx import Approximator
-from eckart.bonds.choosing import Choice
+from eckart.bonds.choosing import Choice, Select
 from eckart.bonds.depth import Depth
 from eckart.stats import MetricRule, Need
 
@@ -63,7 +63,8 @@ class Narrow:
     their heads are put back in their places by row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go;
     the rest goes from the bonds.
 
-    Raises ``ValueError`` where nothing is chosen, or a stream together with others, which it changes.
+    Raises ``ValueError`` where nothing is chosen, a stream together with others, which it changes, or with a refit, and for an allocator
+    that goes by what is not measured.
     """
 
     paper: Paper
@@ -82,10 +83,22 @@ class Narrow:
             raise ValueError("a recipe of bonds chooses what crosses at least one, or leaves out blocks")
         if self.stream is not None and (self.inside or self.depth is not None):
             raise ValueError("a narrower stream changes every other bond: narrow it by itself")
+        if isinstance(self.stream, Select) and self.stream.refit:
+            raise ValueError(
+                "a stream is read through norms, which measure its length: select its channels without a refit"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
         if Need.SENSITIVITY in self.allocate.needs:
             raise ValueError("how the loss answers to narrower bonds is not measured: allocate by another rule")
+        if Need.SPECTRA in self.allocate.needs:
+            raise ValueError(
+                f"{type(self.allocate).__name__} goes by singular values, which are not measured for bonds: allocate by another rule"
+            )
+        if Need.INFLUENCE in self.allocate.needs and self.stream is not None:
+            raise ValueError(
+                f"{type(self.allocate).__name__} goes by the influence of blocks, and a stream lies in none: allocate by another rule"
+            )
 
     @property
     def inside(self) -> Mapping[str, Choice]:

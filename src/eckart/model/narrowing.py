@@ -154,7 +154,7 @@ def _fit(
         for bond in site.bonds if rank is not None else ():
             assert rank is not None
             crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
-            projections[bond.name] = site.choice.prepare(crossings[bond.name]).projection(rank)
+            projections[bond.name] = site.prepare(bond, crossings[bond.name]).projection(rank)
     changed = narrow(graph, projections, tensors)
     records = [
         BondRecord(

@@ -103,7 +103,10 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     paper = Paper(f"composed in {Path(origin).name}", "")
     if not bonds:
         parts = {role: _part(role, table.get(role), origin) for role in MATRICES}
-        return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+        try:
+            return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+        except ValueError as error:
+            raise EckartError(f"{origin}: {error}") from error
     parts = {role: _part(role, table[role], origin) for role in (*bonds, "allocate") if role in table}
     share = table.get("share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float):
