@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from eckart.allocate import Allocation, Allocator, AnySlot, Uniform, smallest, total_bytes
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.errors import EckartError
 from eckart.model import certificate
+from eckart.model.certificate import MatrixRecord
 from eckart.model.fitting import Fitted, fit_all
+from eckart.model.graph import graph_of, kinds_of
 from eckart.model.influence import block_influence
-from eckart.model.layout import layout, modules_entry
+from eckart.model.layout import Forms, layout, modules_entry
 from eckart.model.output import Outcome, with_modules
 from eckart.model.run import Run
 from eckart.model.survey import spectra, survey
@@ -28,13 +30,11 @@ def choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None,
     if Need.SPECTRA in run.recipe.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
     if Need.INFLUENCE in run.recipe.allocate.needs:
-        influence = block_influence(run)
-        slots = {
-            target.name: replace(
-                slots[target.name], importance=None if target.block is None else influence[target.block]
-            )
-            for target in run.targets
-        }
+        influence: dict[int | None, float] = dict(enumerate(block_influence(run)))
+        slots = {name: replace(slot, importance=influence.get(slot.block)) for name, slot in slots.items()}
+    if Need.KINDS in run.recipe.allocate.needs:
+        kinds = kinds_of(graph_of(run.checkpoint))
+        slots = {target.name: replace(slots[target.name], kind=kinds.get(target.disk)) for target in run.targets}
     if Need.SENSITIVITY not in run.recipe.allocate.needs:
         own = _within_budget(run, run.recipe.allocate, slots)
         return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}
@@ -87,7 +87,18 @@ def _better(fitted: list[Fitted]) -> Fitted:
     return min(fitted, key=lambda fit: fit.loss if fit.loss is not None else 0.0)
 
 
-def approximated(run: Run) -> Outcome:
+@dataclass(frozen=True)
+class Approximated:
+    """All targets as they are stored: the choice of ranks ``label``, what each that does not stay dense holds, and their records."""
+
+    label: str
+    forms: Forms
+    matrices: tuple[MatrixRecord, ...]
+    losses: Mapping[str, float]
+    gap: float | None
+
+
+def approximate(run: Run) -> Approximated:
     """Every target fitted at its rank."""
     candidates, gap, losses = choose_ranks(run)
     fitted = fit_all(run, candidates)
@@ -97,14 +108,20 @@ def approximated(run: Run) -> Outcome:
     matrices = tuple(
         certificate.record(t, forms.get(t.name), chosen.ranks[t.name], chosen.bounds[t.name]) for t in run.targets
     )
+    return Approximated(chosen.label, forms, matrices, losses, gap)
+
+
+def approximated(run: Run) -> Outcome:
+    """The model with every target as it is stored."""
+    made = approximate(run)
     return Outcome(
-        pieces=layout(run.skeleton, run.targets, forms, chosen.label),
-        config=with_modules(run.checkpoint.config, modules_entry(run.targets, forms)),
-        matrices=matrices,
+        pieces=layout(run.skeleton, run.targets, made.forms, made.label),
+        config=with_modules(run.checkpoint.config, modules_entry(run.targets, made.forms)),
+        matrices=made.matrices,
         bonds=(),
         dropped=(),
-        target_bytes=(sum(t.bytes for t in run.targets), sum(matrix.bytes for matrix in matrices)),
-        losses=losses,
-        kept=chosen.label,
-        gap=gap,
+        target_bytes=(sum(t.bytes for t in run.targets), sum(matrix.bytes for matrix in made.matrices)),
+        losses=made.losses,
+        kept=made.label,
+        gap=made.gap,
     )

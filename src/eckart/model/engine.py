@@ -173,7 +173,7 @@ def _open_run(
     targets, untouched = find_targets(skeleton, request.only, request.exclude)
     walk: Walk | None = None
     calibration: dict[str, object] | None = None
-    if recipe.needs:
+    if recipe.reads_text:
         walk, calibration = _calibration(skeleton, request)
     if isinstance(recipe, Compress):
         _check_budget(skeleton, recipe, targets, request)

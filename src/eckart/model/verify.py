@@ -132,7 +132,7 @@ def _verify_repeated(
     """The files of the original, and everything else by making it again."""
     _check_files(original, certificate, ledger)
     _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
-    if recipe.needs and calibration is None:
+    if recipe.reads_text and calibration is None:
         skipped = ("what hangs on the calibration text: figures, weights and losses (name it with --calibration)",)
         return Verification(ledger.checked, skipped, tuple(ledger.failures))
     if calibration is not None and certificate.calibration is not None:

@@ -18,6 +18,7 @@ from eckart.allocate import (
     Level,
     Threshold,
     Uniform,
+    ValuesFirst,
 )
 from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest
 from eckart.bonds.choosing import Principal, Select
@@ -42,7 +43,18 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "branch": (LowRank,),
         "rule": (DEIM, PivotedQR, StrongRRQR),
         "on": (Entries, LeadingVectors, RidgeVectors),
-        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Later, LeastInfluential, Threshold, Entropic),
+        "allocate": (
+            Uniform,
+            Greedy,
+            EqualMarginalLoss,
+            Exact,
+            Level,
+            Later,
+            LeastInfluential,
+            Threshold,
+            Entropic,
+            ValuesFirst,
+        ),
         "stream": (Principal, Select),
         "hidden": (Select,),
         "values": (Principal, Select),
@@ -89,12 +101,12 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     {'part': 'Select', 'score': {'part': 'Magnitude'}, 'refit': False, 'spared': 0.0}
     """
     bonds = [role for role in BONDS if role in table]
-    known = (*BONDS, "allocate", "share") if bonds else MATRICES
+    known = (*BONDS, "allocate", "share", "maps") if bonds else MATRICES
     unknown = sorted(set(table) - {*known, "statistics"})
     if unknown:
         raise EckartError(
             f"{origin}: unknown entry {shown(unknown[0])}; a recipe has {', '.join(MATRICES)} and statistics, or for bonds some of "
-            f"{', '.join(BONDS)} with share, allocate and statistics"
+            f"{', '.join(BONDS)} with share, maps, allocate and statistics"
         )
     statistics = table.get("statistics", Statistics.ORIGINAL.value)
     values = [s.value for s in Statistics]
@@ -111,10 +123,20 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     share = table.get("share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float):
         raise EckartError(f"{origin}: share is {shown(share)}; give a number")
+    if "maps" in table:
+        parts["maps"] = _of_matrices(table["maps"], f"{origin}: [maps]")
     try:
         return Narrow(paper=paper, statistics=Statistics(statistics), share=float(share), **parts)
     except ValueError as error:
         raise EckartError(f"{origin}: {error}") from error
+
+
+def _of_matrices(table: Any, origin: str) -> Compress:
+    """The recipe of matrices inside one of bonds."""
+    found = compose(table, origin) if isinstance(table, Mapping) and not any(role in table for role in BONDS) else None
+    if not isinstance(found, Compress):
+        raise EckartError(f"{origin} is a recipe of matrices, with {', '.join(MATRICES)} and statistics")
+    return found
 
 
 def recorded_recipe(table: Mapping[str, Any], origin: str) -> AnyRecipe | None:

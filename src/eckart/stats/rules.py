@@ -19,6 +19,10 @@ class Need(Enum):
     SPECTRA = auto()  # how the error of each matrix falls with its rank
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
     INFLUENCE = auto()  # how much each block turns the stream
+    KINDS = auto()  # which bond inside of its block each map meets
+
+
+WITHOUT_TEXT = frozenset({Need.SPECTRA, Need.KINDS})  # what the weights alone tell, in a metric that needs nothing
 
 
 class MetricRule(Protocol):
