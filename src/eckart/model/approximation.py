@@ -90,6 +90,7 @@ def _better(fitted: list[Fitted]) -> Fitted:
 def approximated(run: Run) -> Outcome:
     """Every target fitted at its rank."""
     candidates, gap, losses = choose_ranks(run)
+    run.check_ranks(candidates)
     fitted = fit_all(run, candidates)
     chosen = _better(fitted)
     losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}
