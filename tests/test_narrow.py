@@ -423,6 +423,14 @@ def test_another_text_is_refused(ground: Path, text: Path, tmp_path: Path) -> No
     other = calibration_text(tmp_path / "other.txt", repeat=5)
     with pytest.raises(EckartError, match="is not the calibration text that was recorded"):
         eckart.verify(tmp_path / "out", ground, calibration=other)
+    with pytest.raises(EckartError, match=r"absent\.txt cannot be read"):
+        eckart.verify(tmp_path / "out", ground, calibration=tmp_path / "absent.txt")
+    with pytest.raises(EckartError, match="needs the original as well: name it with --against"):
+        eckart.verify(tmp_path / "out", calibration=text)
+    assert "name it with --calibration" in eckart.verify(tmp_path / "out", ground).not_rechecked[0]
+    narrow(ground, tmp_path / "plain", "layer-drop", text, keep=0.7)
+    with pytest.raises(EckartError, match=r"no calibration text was used for .*: leave --calibration out"):
+        eckart.verify(tmp_path / "plain", ground, calibration=text)
 
 
 @pytest.mark.parametrize(
