@@ -461,6 +461,22 @@ def test_a_text_that_is_too_short(model: Path, tmp_path: Path, out: Path) -> Non
     told(refused("eval", model, "--text", path), path, "fewer than two tokens")
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--ranks", "allocated")], ids=" ".join)
+def test_a_rank_beyond_the_tokens(model: Path, text: Path, out: Path, options: tuple[str, ...]) -> None:
+    """What a metric of second moments has not seen would be left to chance; the size of each entry is known from any text."""
+    command = ("compress", model, "-o", out, "--keep", "0.9", "--ranks", "uniform", "--calibration", text, *options)
+    windows = ("--window", "2", "--restart", "--tokens")
+    outcome = cli(*command, *windows, 2)
+    assert outcome.code == 2
+    told(outcome.sentence, "what is left of model.layers.", "its 2 tokens are too few", "--tokens", "--calibration")
+    least = int(outcome.sentence.split("at least ")[1].split()[0])
+    if "allocated" not in options:
+        assert cli(*command, *windows, least - 1).code == 2
+        assert cli(*command, *windows, least).code == 0
+        out = out.with_name("asvd")
+    assert cli(*compress(model, out, "--recipe", "asvd", "--calibration", text, *windows, 2)).code == 0
+
+
 def test_a_text_of_two_tokens_has_one_to_predict(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "two.txt"
     path.write_text(next(text for text in ("ab", "a b", "a a", "the miller", "qz") if len(ids_for(model, text)) == 2))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,15 +19,16 @@ from transformers import AutoModelForCausalLM
 
 import eckart
 from eckart.allocate import Entropic, Level, Threshold, Uniform
+from eckart.approx import LowRank
 from eckart.bonds.choosing import Chosen, Principal, Select
 from eckart.bonds.crossing import Crossing
 from eckart.bonds.depth import LastBlocks
 from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.certificate import Certificate
-from eckart.model.compression import Narrow, Paper, Statistics
+from eckart.model.compression import Compress, Narrow, Paper, Statistics
 from eckart.recipes import modegpt
-from eckart.stats import Need
+from eckart.stats import Need, Plain, RootMeanSquare
 
 DECLARED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi")
 NORMALISED = ("qwen3", "gemma3")  # queries and keys: their bond has no symmetry
@@ -330,6 +332,60 @@ def test_blocks_and_units_go_together(model: Path, text: Path, tmp_path: Path) -
     assert loaded(tmp_path / "out").config.num_hidden_layers == 2
 
 
+HIDDEN = ("*.mlp.*",)
+
+
+def keep_of_units(model: Path, keep: float) -> float:
+    """The share with which hidden units alone come to the widths that they have where other maps pay their own."""
+    sizes = {name: tensor.nbytes for name, tensor in load_file(model / "model.safetensors").items() if tensor.ndim == 2}
+    inside = {name: size for name, size in sizes.items() if ".layers." in name or ".h." in name}
+    other = sum(size for name, size in inside.items() if ".mlp." not in name)
+    total = sum(inside.values())
+    return (math.floor(keep * total) - math.ceil(keep * other) + other) / total + 1e-9
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2", "qwen2"], indirect=True)
+@pytest.mark.parametrize("statistics", list(Statistics))
+def test_maps_beside_bonds_are_those_of_a_recipe_of_matrices(
+    model: Path, statistics: Statistics, text: Path, tmp_path: Path
+) -> None:
+    """Attention as a recipe of matrices leaves it, hidden units as a recipe of bonds does, in one checkpoint."""
+    maps = Compress(paper=OWN, metric=RootMeanSquare(), approx=LowRank(), statistics=Statistics.ORIGINAL)
+    units = Select(SecondMoment(), refit=True)
+    both = Narrow(paper=OWN, hidden=units, maps=maps, statistics=statistics)
+    done = narrow(model, tmp_path / "both", both, text, keep=0.6)
+    only = narrow(model, tmp_path / "units", replace(both, maps=None), text, keep=keep_of_units(model, 0.6))
+    beside = eckart.compress(
+        model, tmp_path / "maps", recipe=maps, keep=0.6, calibration=text, exclude=HIDDEN, **OPTIONS
+    )
+    assert done.bonds == only.bonds
+    assert done.matrices == beside.matrices
+    assert done.target_bytes[1] == only.target_bytes[1] - beside.target_bytes[0] + beside.target_bytes[1]
+    made, units_made, maps_made = (load_file(tmp_path / f / "model.safetensors") for f in ("both", "units", "maps"))
+    touched = {
+        name
+        for name in maps_made
+        if name.rpartition(".")[0] in config(tmp_path / "maps")["quantization_config"]["modules"]
+    }
+    assert touched
+    assert made.keys() == (units_made.keys() - touched) | maps_made.keys()
+    assert all(torch.equal(made[name], (maps_made if name in touched else units_made)[name]) for name in made)
+    whole = loaded(tmp_path / "both")
+    assert far(logits(whole), logits(loaded(tmp_path / "units"))) > 1e-3
+    assert eckart.verify(tmp_path / "both", model, calibration=text).failures == ()
+
+
+def test_maps_of_blocks_that_are_left_out_are_not_approximated(ground: Path, text: Path, tmp_path: Path) -> None:
+    maps = Compress(paper=OWN, metric=Plain(), approx=LowRank())
+    recipe = Narrow(paper=OWN, depth=LastBlocks(), hidden=Select(Magnitude()), share=0.9, maps=maps)
+    done = narrow(ground, tmp_path / "out", recipe, text, keep=0.5)
+    assert len(done.dropped) == 1
+    assert done.matrices
+    assert not any(matrix.name.startswith(done.dropped[0]) for matrix in done.matrices)
+    assert done.target_bytes[1] <= 0.5 * done.target_bytes[0]
+    assert loaded(tmp_path / "out").config.num_hidden_layers == 2
+
+
 # ---- checked again, and refused ---------------------------------------------------------------------------------------
 
 
@@ -338,7 +394,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ARCHITECTURES["llama"](tmp_path_factory.mktemp("ground") / "model")
 
 
-RECIPES = ("modegpt", "slicegpt", "greedy-output", "shortgpt", "layer-drop", "shrink-width")
+RECIPES = ("modegpt", "slicegpt", "greedy-output", "lorap", "shortgpt", "layer-drop", "shrink-width")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -366,7 +422,7 @@ def test_where_everything_may_stay_nothing_changes(recipe: str, ground: Path, te
     assert stored.keys() == old.keys()
     assert all(torch.equal(stored[name], old[name]) for name in old)
     assert config(tmp_path / "out") == config(ground)
-    needs_text = bool(eckart.recipe(recipe).make().needs)
+    needs_text = eckart.recipe(recipe).make().reads_text
     told = eckart.verify(tmp_path / "out", ground, calibration=text if needs_text else None)
     assert told.failures == ()
     assert told.checked["tensors made again"] == len(stored)
@@ -423,6 +479,14 @@ def test_another_text_is_refused(ground: Path, text: Path, tmp_path: Path) -> No
     other = calibration_text(tmp_path / "other.txt", repeat=5)
     with pytest.raises(EckartError, match="is not the calibration text that was recorded"):
         eckart.verify(tmp_path / "out", ground, calibration=other)
+    with pytest.raises(EckartError, match=r"absent\.txt cannot be read"):
+        eckart.verify(tmp_path / "out", ground, calibration=tmp_path / "absent.txt")
+    with pytest.raises(EckartError, match="needs the original as well: name it with --against"):
+        eckart.verify(tmp_path / "out", calibration=text)
+    assert "name it with --calibration" in eckart.verify(tmp_path / "out", ground).not_rechecked[0]
+    narrow(ground, tmp_path / "plain", "layer-drop", text, keep=0.7)
+    with pytest.raises(EckartError, match=r"no calibration text was used for .*: leave --calibration out"):
+        eckart.verify(tmp_path / "plain", ground, calibration=text)
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ class Approximated:
 def approximate(run: Run) -> Approximated:
     """Every target fitted at its rank."""
     candidates, gap, losses = choose_ranks(run)
+    run.check_ranks(candidates)
     fitted = fit_all(run, candidates)
     chosen = _better(fitted)
     losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}

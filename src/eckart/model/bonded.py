@@ -41,7 +41,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         run.untouched.append(Untouched(site.name, (site.bonds[0].size,), str(site.bonds[0].symmetry)))
         sites.remove(site)
     ranks = _ranks(run, recipe, sites, influence, dropped)
-    _check_tokens(run, sites, ranks)
+    run.check_tokens(_fitted(sites, ranks))
     stream = next((site for site in sites if site.block is None), None)
     found = (
         narrow_stream(run, graph, stream, ranks[stream.name])
@@ -138,22 +138,13 @@ def _ranks(
         ) from error
 
 
-def _check_tokens(run: Run, sites: list[Site], ranks: Mapping[str, Rank]) -> None:
-    """Refuse to fit more directions than vectors are seen, a stream being seen at every norm: the others would be left to chance."""
-    if run.walk is None:
-        return
-    fitted = {
+def _fitted(sites: list[Site], ranks: Mapping[str, Rank]) -> dict[str, int]:
+    """How many tokens it takes to fit what is left of each bond; a stream is seen at every norm."""
+    return {
         site.name: math.ceil(rank * site.width / max(1, len(site.bonds[0].norms)))
         for site in sites
         if site.choice.fitted and (rank := ranks[site.name]) is not None
     }
-    name, least = max(fitted.items(), key=lambda entry: entry[1], default=("", 0))
-    tokens, window = run.walk.windows.numel(), run.walk.windows.shape[1]
-    if tokens < least:
-        raise EckartError(
-            f"what is left of {name} is fitted to the calibration text, and its {tokens} tokens are too few for that: take at least "
-            f"{math.ceil(least / window) * window} (--tokens; a longer text with --calibration), or give another --keep"
-        )
 
 
 def _stored_bytes(run: Run, found: Narrowed, dropped: frozenset[int], pieces: Mapping[str, list[Piece]]) -> int:

@@ -141,6 +141,7 @@ def plan(
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
         candidates, _, _ = choose_ranks(run)
+        run.check_ranks(candidates)
         ranks = next(iter(candidates.values()))
         if run.walk is not None:
             measure_curves(run)
