@@ -37,7 +37,7 @@ class Compensated:
 
     damage: Approximator
     keep: float = 0.6
-    branch: LowRank = LowRank()
+    branch: Approximator = LowRank()
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

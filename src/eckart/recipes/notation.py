@@ -20,7 +20,7 @@ from eckart.allocate import (
     Uniform,
     ValuesFirst,
 )
-from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest
+from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest, Unweighted
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.depth import LastBlocks, LeastInfluence
 from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
@@ -37,10 +37,10 @@ PARTS: Mapping[str, Mapping[str, type]] = {
     role: {part.__name__: part for part in parts}
     for role, parts in {
         "metric": (Plain, ActivationScale, RootMeanSquare, Gram),
-        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows),
+        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows, Unweighted),
         "pattern": (PerMatrix, PerRow, OfGroup),
-        "damage": (Prune, BrainSurgeon, RoundToNearest),
-        "branch": (LowRank,),
+        "damage": (Prune, BrainSurgeon, RoundToNearest, Unweighted),
+        "branch": (LowRank, Unweighted),
         "rule": (DEIM, PivotedQR, StrongRRQR),
         "on": (Entries, LeadingVectors, RidgeVectors),
         "allocate": (
