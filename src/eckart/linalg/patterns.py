@@ -20,7 +20,7 @@ class Pattern(Protocol):
         """How many entries a mask of this size keeps."""
 
     def mask(self, scores: Tensor, size: int, start: int = 0, columns: int | None = None) -> Tensor:
-        """The mask of the highest sum of ``scores`` (m, k), boolean; of ties the entries that come first.
+        """The mask of the highest sum of ``scores`` (m, k), none below 0, boolean; of ties the entries that come first.
 
         ``scores`` may be those of the columns ``start`` to ``start + k`` alone of a matrix that has ``columns``: masks of all such
         parts together keep as many entries as one of the whole.
