@@ -37,7 +37,7 @@ from eckart.model.output import (
 from eckart.model.progress import Progress, peak_memory, quiet
 from eckart.model.run import Request, Run, environment, seeded
 from eckart.model.skeleton import Skeleton
-from eckart.model.survey import measure_curves, predicted_error, scratch_bytes, spectra, survey
+from eckart.model.survey import measure_columns, measure_curves, predicted_error, scratch_bytes, spectra, survey
 from eckart.model.targets import Target, Untouched, find_targets
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text, window_length
@@ -255,6 +255,8 @@ def _check_budget(skeleton: Skeleton, recipe: Compress, targets: Sequence[Target
 def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
     """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
     approx = run.matrices.approx
+    if Need.GRADIENTS in run.recipe.needs:
+        measure_columns(run)
     slots = {target.name: target.slot(approx) for target in run.targets}
     if Need.SPECTRA in run.recipe.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
 from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
-from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
+from eckart.recipes.compress import (
+    asvd,
+    curing,
+    eora,
+    fwsvd,
+    llm_rom,
+    magnitude,
+    sparsegpt,
+    svd,
+    svd_llm,
+    wanda,
+    welore,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("svd", "compress", svd),
         Recipe("asvd", "compress", asvd),
         Recipe("svd-llm", "compress", svd_llm),
+        Recipe("fwsvd", "compress", fwsvd),
         Recipe("llm-rom", "compress", llm_rom),
         Recipe("welore", "compress", welore),
         Recipe("curing", "compress", curing),
