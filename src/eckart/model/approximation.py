@@ -17,7 +17,7 @@ from eckart.model.influence import block_influence
 from eckart.model.layout import Forms, layout, modules_entry
 from eckart.model.output import Outcome, with_modules
 from eckart.model.run import Run
-from eckart.model.survey import spectra, survey
+from eckart.model.survey import measure_columns, spectra, survey
 from eckart.stats import Need
 
 HEADER_ROUNDS = 6
@@ -26,6 +26,8 @@ HEADER_ROUNDS = 6
 def choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
     """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
     approx = run.matrices.approx
+    if Need.GRADIENTS in run.recipe.needs:
+        measure_columns(run)
     slots = {target.name: target.slot(approx) for target in run.targets}
     if Need.SPECTRA in run.recipe.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}

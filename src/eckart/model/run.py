@@ -6,12 +6,13 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from eckart._version import __version__
@@ -154,12 +155,24 @@ class Run:
 
     def metrics(self, targets: Sequence[Target], moments: dict[str, Moments]) -> dict[str, Metric]:
         """The recipe's metric for each target; maps that share their input share the metric and its one root."""
-        return metrics_for(self.matrices.metric, targets, moments)
+        rule = self.matrices.metric
+        if Need.GRADIENTS in rule.needs and targets:
+            columns = load_file(self.file(columns_file(targets[0].block)))
+            moments = {
+                name: replace(seen, gradient=columns[name].to(self.request.device) if name in columns else None)
+                for name, seen in moments.items()
+            }
+        return metrics_for(rule, targets, moments)
 
     @property
     def wants_gram(self) -> bool:
         """Whether second moments must be collected."""
         return Need.GRAM in self.matrices.metric.needs
+
+
+def columns_file(block: int | None) -> str:
+    """The work file of the gradients of columns in a block (``None``: outside of all)."""
+    return f"columns-{'outside' if block is None else format(block, '04d')}.safetensors"
 
 
 def seeded(seed: int, purpose: str) -> Generator:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from eckart.allocate import AnySlot
 from eckart.allocate.slots import Rank
-from eckart.model.run import Run, observed, observed_name
+from eckart.model.gradients import GradientWatch
+from eckart.model.run import Run, columns_file, observed, observed_name
 from eckart.model.targets import Target
 from eckart.model.tensorfile import write_all
 from eckart.model.workers import side_by_side
@@ -127,16 +128,42 @@ def _undo_dropped(run: Run) -> None:
             run.journal.undo(step)
 
 
+def measure_columns(run: Run) -> None:
+    """Write, for every matrix, how the loss answers to each column of it, as ``Run.metrics`` reads it.
+
+    A forward pass that keeps the states before all blocks, and the backward pass, before any metric is known.
+    """
+    embed_original(run)
+    for block in range(run.blocks):
+
+        def make(block: int = block) -> tuple[object, list[str]]:
+            run.walking().run_block(block, run.file(original(block)), run.file(original(block + 1)))
+            return None, [original(block + 1)]
+
+        run.journal.once(f"columns/forward-{block}", make)
+        run.progress("forward", block + 1, run.blocks, run.skeleton.blocks[block])
+    _backward(run)
+
+
 def _backward(run: Run) -> tuple[float, dict[str, float]]:
-    """The loss, and for every target the mean squared gradient at its outputs."""
+    """The loss, and for every target the mean squared gradient at its outputs; writes those of columns where they are needed."""
     walk, journal, last = run.walking(), run.journal, run.blocks
+    columns = Need.GRADIENTS in run.recipe.needs
+
+    def noted(watch: GradientWatch, block: int | None) -> tuple[object, list[str]]:
+        below = [_gradient(last if block is None else block)]
+        if not columns:
+            return watch.squares, below
+        write_all(run.file(columns_file(block)), {name: found.cpu() for name, found in watch.columns.items()})
+        return watch.squares, [*below, columns_file(block)]
+
     loss = journal.once("survey/loss", lambda: (walk.tail(run.file(original(last)))[0], []))
     assert isinstance(loss, float)
 
     def start() -> tuple[object, list[str]]:
         heads = observed(run.in_block(None))
-        sums = walk.loss_gradient(run.file(original(last)), run.file(_gradient(last)), run.rng("labels"), heads)
-        return sums, [_gradient(last)]
+        here, there = run.file(original(last)), run.file(_gradient(last))
+        return noted(walk.loss_gradient(here, there, run.rng("labels"), heads, columns=columns), None)
 
     sums = _table(journal.once("survey/gradient", start))
     for block in reversed(range(run.blocks)):
@@ -144,7 +171,8 @@ def _backward(run: Run) -> tuple[float, dict[str, float]]:
         def make(block: int = block) -> tuple[object, list[str]]:
             above, below = run.file(_gradient(block + 1)), run.file(_gradient(block))
             names = observed(run.in_block(block))
-            return walk.back_block(block, run.file(original(block)), above, below, names), [_gradient(block)]
+            here = run.file(original(block))
+            return noted(walk.back_block(block, here, above, below, names, columns=columns), block)
 
         sums |= _table(journal.once(f"survey/backward-{block}", make))
         journal.drop(_gradient(block + 1))
@@ -178,7 +206,7 @@ def scratch_bytes(run: Run) -> int:
     """The largest room that the files of hidden states and gradients take at any one time."""
     if run.walk is None:
         return 0
-    kept = run.blocks + 3 if Need.SENSITIVITY in run.recipe.allocate.needs else 2
+    kept = run.blocks + 3 if run.recipe.needs & {Need.SENSITIVITY, Need.GRADIENTS} else 2
     return kept * run.walk.activation_bytes
 
 

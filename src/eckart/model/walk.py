@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 
 from eckart.errors import EckartError
 from eckart.model.files import cannot_write
+from eckart.model.gradients import GradientWatch
 from eckart.model.skeleton import Skeleton
 from eckart.stats import Moments
 
@@ -203,15 +204,18 @@ class Walk:
         assert isinstance(logits, Tensor)
         return logits
 
-    def loss_gradient(self, source: Path, out: Path, rng: Generator, maps: Sequence[str] = ()) -> dict[str, float]:
+    def loss_gradient(
+        self, source: Path, out: Path, rng: Generator, maps: Sequence[str] = (), *, columns: bool = False
+    ) -> GradientWatch:
         """Write the gradient of the summed loss with respect to the hidden states after the last block.
 
         The labels are drawn from the model's own distribution: the second moment of such gradients is the Fisher matrix.
-        Gives the sum over tokens of the squared gradient at the output of each of ``maps``.
+        Gives what was noted of the gradients of ``maps``, those of their weights' ``columns`` where asked for.
         """
         hidden, target = self._open(source), self._create(out)
-        with self.skeleton.filled(None), _squared_gradients(self.skeleton.model, maps) as sums:
+        with self.skeleton.filled(None), self._watching(maps, columns) as watch:
             for batch in self._batches(self._tail_tokens()):
+                watch.windows = batch.stop - batch.start
                 x = torch.from_numpy(np.array(hidden[batch])).to(self.skeleton.device).requires_grad_(True)
                 logits = self._logits(batch, x)
                 flat = logits.reshape(-1, logits.shape[-1])
@@ -221,13 +225,19 @@ class Walk:
                 assert x.grad is not None
                 target[batch] = x.grad.cpu().numpy()
         self._finish(target, out)
-        return sums
+        return watch
 
-    def back_block(self, block: int, source: Path, gradient: Path, out: Path, maps: Sequence[str]) -> dict[str, float]:
-        """Take a gradient back through a block; sum over tokens of the squared gradient at the output of each of ``maps``."""
+    def _watching(self, maps: Sequence[str], columns: bool) -> GradientWatch:
+        return GradientWatch(self.skeleton.model, maps, self.windows.shape[1], columns=columns)
+
+    def back_block(
+        self, block: int, source: Path, gradient: Path, out: Path, maps: Sequence[str], *, columns: bool = False
+    ) -> GradientWatch:
+        """Take a gradient back through a block; what was noted of it, as by ``loss_gradient``."""
         hidden, above, target = self._open(source), self._open(gradient), self._create(out)
-        with self.skeleton.filled(block) as module, _squared_gradients(self.skeleton.model, maps) as sums:
+        with self.skeleton.filled(block) as module, self._watching(maps, columns) as watch:
             for batch in self._batches():
+                watch.windows = batch.stop - batch.start
                 x = torch.from_numpy(np.array(hidden[batch])).to(self.skeleton.device).requires_grad_(True)
                 result = self._call(module, block, x)
                 result.backward(torch.from_numpy(np.array(above[batch])).to(self.skeleton.device))
@@ -235,7 +245,7 @@ class Walk:
                 self._check_finite(x.grad, f"the gradient of block {self.skeleton.blocks[block]}")
                 target[batch] = x.grad.cpu().numpy()
         self._finish(target, out)
-        return sums
+        return watch
 
     def mean_square(self, file: Path) -> float:
         """Mean over tokens of the squared length of the vectors in a file of hidden states or gradients."""
@@ -340,29 +350,6 @@ class _Observer:
             if parts:
                 found[name] = sum(parts[1:], parts[0])
         return found
-
-
-@contextmanager
-def _squared_gradients(model: nn.Module, maps: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Sums of the squared gradient at the outputs of maps, over what is run back within the context."""
-    sums = dict.fromkeys(maps, 0.0)
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def add(grad: Tensor) -> None:
-            sums[name] += float(grad.to(torch.float64).square().sum())
-
-        def hook(_: nn.Module, __: Any, output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(add)
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(watch(name)) for name in maps]
-    try:
-        yield sums
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def batches(count: int, length: int, tokens: int) -> Iterator[slice]:

@@ -2,7 +2,19 @@
 
 from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
-from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
+from eckart.recipes.compress import (
+    asvd,
+    curing,
+    eora,
+    fwsvd,
+    llm_rom,
+    magnitude,
+    sparsegpt,
+    svd,
+    svd_llm,
+    wanda,
+    welore,
+)
 from eckart.recipes.notation import read_recipe
 
 __all__ = [
@@ -11,6 +23,7 @@ __all__ = [
     "asvd",
     "curing",
     "eora",
+    "fwsvd",
     "greedy_output",
     "layer_drop",
     "llm_rom",

@@ -6,7 +6,7 @@ from eckart.allocate import Allocator, EqualMarginalLoss, Later, LeastInfluentia
 from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
 from eckart.model.compression import Compress, Paper, Statistics
-from eckart.stats import ActivationScale, Gram, Plain, RootMeanSquare
+from eckart.stats import ActivationScale, FisherColumns, Gram, Plain, RootMeanSquare
 
 LAST = Later(least=0.46)
 THRESHOLD = Threshold()
@@ -60,6 +60,25 @@ def svd_llm(allocate: Allocator = EqualMarginalLoss(), statistics: Statistics = 
         approx=LowRank(),
         allocate=allocate,
         statistics=statistics,
+    )
+
+
+def fwsvd(allocate: Allocator = SAME) -> Compress:
+    """Truncation after scaling each input channel by the Fisher information of its weights."""
+    return Compress(
+        paper=Paper(
+            "Language Model Compression with Weighted Low-Rank Factorization",
+            "arXiv:2207.00112",
+            (
+                "labels are drawn from the model, every token of a window at once; the paper has labelled samples of a task",
+                "the optimum by projection on output directions: nothing is divided by the weights of channels",
+                "what is nothing counts a millionth of the largest, so that no channel is free",
+                "no fine-tuning of the factors afterwards",
+            ),
+        ),
+        metric=FisherColumns(),
+        approx=LowRank(),
+        allocate=allocate,
     )
 
 

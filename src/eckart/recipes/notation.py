@@ -29,14 +29,14 @@ from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
 from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Statistics
 from eckart.model.files import read_small, shown
-from eckart.stats import ActivationScale, Gram, MetricRule, Plain, RootMeanSquare
+from eckart.stats import ActivationScale, FisherColumns, Gram, MetricRule, Need, Plain, RootMeanSquare
 
 LARGEST = 100_000  # bytes of a recipe
 
 PARTS: Mapping[str, Mapping[str, type]] = {
     role: {part.__name__: part for part in parts}
     for role, parts in {
-        "metric": (Plain, ActivationScale, RootMeanSquare, Gram),
+        "metric": (Plain, ActivationScale, RootMeanSquare, FisherColumns, Gram),
         "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows, Unweighted),
         "pattern": (PerMatrix, PerRow, OfGroup),
         "damage": (Prune, BrainSurgeon, RoundToNearest, Unweighted),
@@ -63,6 +63,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain),
     }.items()
 }
+OF_GRADIENTS = [name for name, part in PARTS["metric"].items() if Need.GRADIENTS in getattr(part, "needs", ())]
 MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
 BONDS = ("stream", "hidden", "values", "keys", "depth")  # what one of bonds has, at least one
 
@@ -140,14 +141,15 @@ def _of_matrices(table: Any, origin: str) -> Compress:
 
 
 def recorded_recipe(table: Mapping[str, Any], origin: str) -> AnyRecipe | None:
-    """The recipe that a certificate tells of, where it takes more than figures of factors to check its result.
+    """The recipe that a certificate tells of, where it takes more than figures of factors and moments of inputs to check its result.
 
-    ``None`` for recipes of factors alone, whose approximator may be anybody's.
+    ``None`` for recipes of factors alone in such metrics, whose approximator may be anybody's.
     """
-    approx = table.get("approx")
+    approx, metric = table.get("approx"), table.get("metric")
     others = [name for name in PARTS["approx"] if name != LowRank.__name__]
     of_factors = isinstance(approx, Mapping) and approx.get("part") not in others
-    if of_factors and not any(role in table for role in BONDS):
+    of_inputs = not isinstance(metric, Mapping) or metric.get("part") not in OF_GRADIENTS
+    if of_factors and of_inputs and not any(role in table for role in BONDS):
         return None
     return compose({key: value for key, value in table.items() if key not in ("title", "link", "deviations")}, origin)
 

@@ -20,6 +20,8 @@ class Need(Enum):
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
     INFLUENCE = auto()  # how much each block turns the stream
     KINDS = auto()  # which bond inside of its block each map meets
+    GRADIENTS = auto()  # how the loss answers to each column of each matrix
+    FORWARD_SENSITIVITY = auto()  # how the loss answers to noise on the matrices of each block, without gradients
 
 
 WITHOUT_TEXT = frozenset({Need.SPECTRA, Need.KINDS})  # what the weights alone tell, in a metric that needs nothing
@@ -96,6 +98,37 @@ class RootMeanSquare:
         if moments.count == 0 or moments.energy == 0:
             return Metric.plain()
         return Metric("input scale", moments.mean_square.sqrt())
+
+
+@dataclass(frozen=True)
+class FisherColumns:
+    """Column j of the error counts ``f_j = sqrt(sum_i I_ij)``, at least ``floor`` times the largest.
+
+    ``I_ij`` is the Fisher information of the entry ``W_ij`` per token: the mean squared gradient of the loss of a window, over its tokens,
+    for labels drawn from the model.
+
+    >>> import torch
+    >>> moments = Moments.zeros(2, gram=False)
+    >>> moments.add(torch.ones(4, 2))
+    >>> moments.gradient = torch.tensor([36.0, 0.0], dtype=torch.float64)
+    >>> FisherColumns(floor=0.01)(moments).right.tolist()
+    [3.0, 0.03]
+    """
+
+    floor: float = 1e-6
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor {self.floor:g} must be from 0 to 1")
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric of these moments."""
+        assert moments is not None
+        if moments.count == 0 or moments.gradient is None or not bool(moments.gradient.any()):
+            return Metric.plain()  # nothing that is done to this map changes the loss
+        scale = (moments.gradient / moments.count).sqrt()
+        return Metric("fisher columns", scale.clamp_min(self.floor * float(scale.max())))
 
 
 @dataclass(frozen=True)
