@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import eckart
 from eckart.allocate import Level, Uniform
 from eckart.bonds.choosing import Principal, Select
+from eckart.bonds.correction import Refit
 from eckart.bonds.depth import LastBlocks
 from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.errors import EckartError
@@ -100,7 +101,7 @@ def test_refitted_readers_are_the_least_squares_of_their_inputs(
     model: Path, text: Path, tmp_path: Path, statistics: Statistics
 ) -> None:
     """The error of what is read, over the windows as they are run, is recorded, and no other weights on these units have less."""
-    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), refit=True), statistics=statistics)
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), Refit()), statistics=statistics)
     done = narrow(model, tmp_path / "out", recipe, text, keep=0.85)
     first = done.bonds[0]
     assert first.kept is not None
@@ -368,7 +369,7 @@ DAMAGES: Mapping[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_was_changed_is_found(damage: str, ground: Path, text: Path, tmp_path: Path) -> None:
-    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), refit=True))
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), Refit()))
     narrow(ground, tmp_path / "out", recipe, text)
     harm, sentence = DAMAGES[damage]
     harm(tmp_path / "out")

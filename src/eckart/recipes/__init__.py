@@ -1,6 +1,6 @@
 """Published methods, one readable expression each."""
 
-from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
+from eckart.recipes.bonds import axformer, comp, greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
 from eckart.recipes.notation import read_recipe
@@ -9,6 +9,8 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "asvd",
+    "axformer",
+    "comp",
     "curing",
     "eora",
     "greedy_output",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
-from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
+from eckart.recipes.bonds import axformer, comp, greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
 
 
@@ -41,6 +41,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("slicegpt", "compress", slicegpt),
         Recipe("modegpt", "compress", modegpt),
         Recipe("greedy-output", "compress", greedy_output),
+        Recipe("comp", "compress", comp),
+        Recipe("axformer", "compress", axformer),
         Recipe("shortgpt", "compress", shortgpt),
         Recipe("layer-drop", "compress", layer_drop),
         Recipe("shrink-width", "compress", shrink_width),

@@ -13,6 +13,7 @@ from eckart.allocate import (
     EqualMarginalLoss,
     Exact,
     Greedy,
+    GreedyByLoss,
     Later,
     LeastInfluential,
     Level,
@@ -21,8 +22,9 @@ from eckart.allocate import (
 )
 from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest
 from eckart.bonds.choosing import Principal, Select
-from eckart.bonds.depth import LastBlocks, LeastInfluence
-from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.correction import Refit, Tune
+from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
+from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
@@ -42,13 +44,25 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "branch": (LowRank,),
         "rule": (DEIM, PivotedQR, StrongRRQR),
         "on": (Entries, LeadingVectors, RidgeVectors),
-        "allocate": (Uniform, Greedy, EqualMarginalLoss, Exact, Level, Later, LeastInfluential, Threshold, Entropic),
+        "allocate": (
+            Uniform,
+            Greedy,
+            EqualMarginalLoss,
+            Exact,
+            Level,
+            Later,
+            LeastInfluential,
+            Threshold,
+            Entropic,
+            GreedyByLoss,
+        ),
         "stream": (Principal, Select),
         "hidden": (Select,),
         "values": (Principal, Select),
         "keys": (Select,),
-        "depth": (LastBlocks, LeastInfluence),
-        "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain),
+        "depth": (LastBlocks, LeastInfluence, LeastLoss),
+        "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain, Condition),
+        "correct": (Refit, Tune),
     }.items()
 }
 MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
@@ -86,7 +100,7 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     {'part': 'LowRank', 'accuracy': 0.002}
     >>> table = {"hidden": {"part": "Select", "score": {"part": "Magnitude"}}, "allocate": {"part": "Level"}}
     >>> compose(table, "example").describe()["hidden"]
-    {'part': 'Select', 'score': {'part': 'Magnitude'}, 'refit': False, 'spared': 0.0}
+    {'part': 'Select', 'score': {'part': 'Magnitude'}, 'correct': None, 'spared': 0.0}
     """
     bonds = [role for role in BONDS if role in table]
     known = (*BONDS, "allocate", "share") if bonds else MATRICES
@@ -103,7 +117,10 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     paper = Paper(f"composed in {Path(origin).name}", "")
     if not bonds:
         parts = {role: _part(role, table.get(role), origin) for role in MATRICES}
-        return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+        try:
+            return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+        except ValueError as error:
+            raise EckartError(f"{origin}: {error}") from error
     parts = {role: _part(role, table[role], origin) for role in (*bonds, "allocate") if role in table}
     share = table.get("share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float):

@@ -19,6 +19,7 @@ class Need(Enum):
     SPECTRA = auto()  # how the error of each matrix falls with its rank
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
     INFLUENCE = auto()  # how much each block turns the stream
+    LOSS = auto()  # the loss, measured again for every choice that is tried
 
 
 class MetricRule(Protocol):
