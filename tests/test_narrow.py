@@ -21,6 +21,7 @@ import eckart
 from eckart.allocate import Entropic, Level, Threshold, Uniform
 from eckart.approx import LowRank
 from eckart.bonds.choosing import Chosen, Principal, Select
+from eckart.bonds.correction import Refit
 from eckart.bonds.crossing import Crossing
 from eckart.bonds.depth import LastBlocks
 from eckart.bonds.scores import Magnitude, SecondMoment
@@ -106,7 +107,7 @@ def test_refitted_readers_are_the_least_squares_of_their_inputs(
     model: Path, text: Path, tmp_path: Path, statistics: Statistics
 ) -> None:
     """The error of what is read, over the windows as they are run, is recorded, and no other weights on these units have less."""
-    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), refit=True), statistics=statistics)
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), Refit()), statistics=statistics)
     done = narrow(model, tmp_path / "out", recipe, text, keep=0.85)
     first = done.bonds[0]
     assert first.kept is not None
@@ -351,7 +352,7 @@ def test_maps_beside_bonds_are_those_of_a_recipe_of_matrices(
 ) -> None:
     """Attention as a recipe of matrices leaves it, hidden units as a recipe of bonds does, in one checkpoint."""
     maps = Compress(paper=OWN, metric=RootMeanSquare(), approx=LowRank(), statistics=Statistics.ORIGINAL)
-    units = Select(SecondMoment(), refit=True)
+    units = Select(SecondMoment(), Refit())
     both = Narrow(paper=OWN, hidden=units, maps=maps, statistics=statistics)
     done = narrow(model, tmp_path / "both", both, text, keep=0.6)
     only = narrow(model, tmp_path / "units", replace(both, maps=None), text, keep=keep_of_units(model, 0.6))
@@ -466,7 +467,7 @@ DAMAGES: Mapping[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_was_changed_is_found(damage: str, ground: Path, text: Path, tmp_path: Path) -> None:
-    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), refit=True))
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment(), Refit()))
     narrow(ground, tmp_path / "out", recipe, text)
     harm, sentence = DAMAGES[damage]
     harm(tmp_path / "out")
@@ -594,7 +595,7 @@ def test_recipes_of_bonds_are_put_together_sensibly() -> None:
         with pytest.raises(ValueError, match="share"):
             Narrow(paper=OWN, depth=LastBlocks(), share=share)
     with pytest.raises(ValueError, match="select its channels without a refit"):
-        Narrow(paper=OWN, stream=Select(SecondMoment(), refit=True))
+        Narrow(paper=OWN, stream=Select(SecondMoment(), Refit()))
     with pytest.raises(ValueError, match="Threshold goes by singular values"):
         Narrow(paper=OWN, hidden=Select(Magnitude()), allocate=Threshold())
     with pytest.raises(ValueError, match="Entropic goes by the influence of blocks, and a stream lies in none"):
@@ -610,7 +611,7 @@ def test_a_stream_that_is_not_projected_orthogonally_is_refused(ground: Path, te
         fitted: ClassVar[bool] = True
 
         def prepare(self, crossing: Crossing) -> Chosen:
-            return Select(SecondMoment(), refit=True).prepare(crossing)
+            return Select(SecondMoment(), Refit()).prepare(crossing)
 
     with pytest.raises(EckartError, match="project it orthogonally"):
         narrow(ground, tmp_path / "out", Narrow(paper=OWN, stream=Refitted(), allocate=Level(8)), text, keep=0.7)

@@ -58,7 +58,11 @@ def test_every_recipe_composes_from_its_own_description(key: str) -> None:
             {"hidden": {"part": "Select", "score": {"part": "Magnitude", "ridge": 1.0}}},
             "Magnitude has no setting 'ridge'",
         ),
-        ({"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "refit": 1}}, "refit is 1; give true or false"),
+        ({"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "refit": 1}}, "Select has no setting refit"),
+        (
+            {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "correct": 1}},
+            r"\[correct\] needs part = one of Refit, Tune",
+        ),
         (
             {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "spared": True}},
             "spared is True; give a number",
@@ -79,7 +83,7 @@ def test_every_recipe_composes_from_its_own_description(key: str) -> None:
             "here: Entropic .* a stream lies in none",
         ),
         (
-            {"stream": {"part": "Select", "score": {"part": "SecondMoment"}, "refit": True}},
+            {"stream": {"part": "Select", "score": {"part": "SecondMoment"}, "correct": {"part": "Refit"}}},
             "here: a stream is read through norms, .* without a refit",
         ),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from eckart.bonds import Projection
 from eckart.bonds.choosing import Choice, Principal, Select
+from eckart.bonds.correction import Refit
 from eckart.bonds.crossing import Crossing, Writing
 from eckart.bonds.depth import LastBlocks, LeastInfluence
 from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, Score, SecondMoment
@@ -119,7 +120,7 @@ SCORES: tuple[Score, ...] = (Magnitude(), Activation(), SecondMoment(), RidgeLev
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("score", SCORES, ids=lambda score: type(score).__name__)
 def test_the_curve_tells_what_every_projection_costs(score: Score, refit: bool) -> None:
-    chosen = Select(score, refit=refit).prepare(crossing())
+    chosen = Select(score, Refit() if refit else None).prepare(crossing())
     curve = chosen.curve().tolist()
     assert len(curve) == SIZE + 1
     for kept in range(1, SIZE + 1):
@@ -134,7 +135,7 @@ def test_a_curve_of_refits_holds_where_some_units_give_others() -> None:
     moment[:, 1], moment[1, :] = 2 * moment[:, 0], 2 * moment[0, :]
     moment[1, 1] = 4 * moment[0, 0]
     for score in (Magnitude(), SecondMoment()):
-        chosen = Select(score, refit=True).prepare(crossing(moment=moment))
+        chosen = Select(score, Refit()).prepare(crossing(moment=moment))
         for kept in range(1, SIZE + 1):
             left = torch.eye(SIZE, dtype=torch.float64) - chosen.projection(kept).up @ chosen.projection(kept).down
             cost = float(((READ @ left) @ moment @ (READ @ left).T).trace())
@@ -155,7 +156,7 @@ def test_units_that_go_together_are_kept_together() -> None:
 def test_a_refit_of_the_best_subset_is_never_beaten_by_leaving_out() -> None:
     for kept in range(1, SIZE):
         plain = Select(SecondMoment()).prepare(crossing()).projection(kept)
-        refitted = Select(SecondMoment(), refit=True).prepare(crossing()).projection(kept)
+        refitted = Select(SecondMoment(), Refit()).prepare(crossing()).projection(kept)
         assert torch.equal(plain.down, refitted.down)
         assert lost(refitted) <= lost(plain) * (1 + 1e-12)
 
@@ -212,7 +213,7 @@ def test_directions_that_nobody_reads_are_left_out_first() -> None:
     ("choice", "needs"),
     [
         (Select(Magnitude()), set()),
-        (Select(Magnitude(), refit=True), {Need.GRAM}),
+        (Select(Magnitude(), Refit()), {Need.GRAM}),
         (Select(SecondMoment()), {Need.GRAM}),
         (Principal(), {Need.GRAM}),
     ],

@@ -7,6 +7,7 @@ from eckart.allocate.kinds import ValuesFirst
 from eckart.allocate.later import Later, LeastInfluential
 from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
+from eckart.allocate.measured import GreedyByLoss, Trials
 from eckart.allocate.slots import (
     Allocation,
     Allocator,
@@ -30,12 +31,14 @@ __all__ = [
     "EqualMarginalLoss",
     "Exact",
     "Greedy",
+    "GreedyByLoss",
     "Later",
     "LeastInfluential",
     "Level",
     "ListedSlot",
     "Slot",
     "Threshold",
+    "Trials",
     "Uniform",
     "ValuesFirst",
     "smallest",

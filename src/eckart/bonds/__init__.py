@@ -4,7 +4,7 @@ from eckart.bonds.assembly import assembled, inner_bonds
 from eckart.bonds.declaration import Declaration, Entry, declarations, declared
 from eckart.bonds.gauge import change_basis, fold_centring, fold_norm, unfold_norm
 from eckart.bonds.graph import Bond, BondGraph, End, Map, Norm
-from eckart.bonds.projection import Projection, narrow, narrowed_eps, places
+from eckart.bonds.projection import Projection, narrow, narrowed_eps, places, put_back
 from eckart.bonds.symmetry import (
     Change,
     Diagonal,
@@ -49,5 +49,6 @@ __all__ = [
     "narrow",
     "narrowed_eps",
     "places",
+    "put_back",
     "unfold_norm",
 ]

@@ -11,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eckart.bonds.correction import Correction, tails
 from eckart.bonds.crossing import Crossing
 from eckart.bonds.projection import Projection
 from eckart.bonds.scores import Score
 from eckart.stats import Need
-
-SHIFT = 4 * torch.finfo(torch.float64).eps  # of the energy of all units: what rounding may take from a pivot
-TINY = 1e-200  # keeps the moment of a bond that nothing crosses positive
 
 
 class Chosen(Protocol):
@@ -47,13 +45,14 @@ class Choice(Protocol):
 
 @dataclass(frozen=True)
 class Select:
-    """The units of the highest scores, as they are; with ``refit`` the readers are refitted by least squares to make up for the others.
+    """The units of the highest scores, as they are; ``correct`` says what their readers do about the others, nothing by default.
 
     The share ``spared`` of all units, those of the lowest scores, is kept before any other. Ties go to the lower index.
 
+    >>> from eckart.bonds.correction import Refit
     >>> from eckart.bonds.scores import SecondMoment
     >>> moment = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 3.0]])
-    >>> chosen = Select(SecondMoment(), refit=True).prepare(Crossing((), torch.eye(3), moment))
+    >>> chosen = Select(SecondMoment(), Refit()).prepare(Crossing((), torch.eye(3), moment))
     >>> chosen.projection(2).kept.tolist(), chosen.curve().round(decimals=6).tolist()
     ([1, 2], [8.0, 3.0, 0.0, 0.0])
 
@@ -61,7 +60,7 @@ class Select:
     """
 
     score: Score
-    refit: bool = False
+    correct: Correction | None = None
     spared: float = 0.0
 
     def __post_init__(self) -> None:
@@ -70,47 +69,42 @@ class Select:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the score needs, and second moments for a refit."""
-        return self.score.needs | (frozenset({Need.GRAM}) if self.refit else frozenset())
+        """What the score and the correction need."""
+        return self.score.needs | (self.correct.needs if self.correct is not None else frozenset())
 
     @property
     def fitted(self) -> bool:
-        """Whether there is a refit."""
-        return self.refit
+        """Whether there is a correction."""
+        return self.correct is not None
 
     def prepare(self, crossing: Crossing) -> Chosen:
         """Sort the units."""
         order = self.score(crossing).argsort(descending=True, stable=True)
         least = len(order) - int(self.spared * len(order))
-        return _Selected(crossing, torch.cat([order[least:], order[:least]]), self.refit)
+        return _Selected(crossing, torch.cat([order[least:], order[:least]]), self.correct)
 
 
 @dataclass(frozen=True)
 class _Selected:
     crossing: Crossing
     order: Tensor  # units, those first that stay longest
-    refit: bool
+    correct: Correction | None
 
     def projection(self, kept: int) -> Projection:
         directions = self.crossing.units[self.order[:kept].sort().values].flatten().sort().values
-        if self.refit:
-            return Projection.refitted(self.crossing.seen, directions)
-        return Projection.selection(self.crossing.size, directions)
+        if self.correct is None:
+            return Projection.selection(self.crossing.size, directions)
+        return self.correct.projection(self.crossing, directions)
 
     def curve(self) -> Tensor:
         units, width = self.crossing.units, self.crossing.units.shape[1]
         along = units[self.order].flatten()
-        if self.refit:
-            # C = L L^T in the order of the choice: what k units leave is in the columns of L behind k. A little is added to C, so that
-            # units that others give already make no pivot of rounding.
-            moment = self.crossing.seen[along][:, along]
-            moment.diagonal().add_(SHIFT * len(moment) * float(moment.diagonal().mean()) + TINY)
-            parts = (self.crossing.wide[:, along] @ torch.linalg.cholesky(moment)).square().sum(0)
-        else:
+        if self.correct is None:
             joint = (self.crossing.seen * self.crossing.weight)[along][:, along]
-            parts = 2 * joint.triu(1).sum(1) + joint.diagonal()  # with everything that goes later
-        steps = parts.reshape(-1, width).sum(1)
-        return F.pad(steps.flip(0).cumsum(0).flip(0), (0, 1)).clamp(min=0)
+            found = tails(2 * joint.triu(1).sum(1) + joint.diagonal())  # with everything that goes later
+        else:
+            found = self.correct.curve(self.crossing, along)
+        return found[::width]
 
 
 @dataclass(frozen=True)
@@ -158,6 +152,5 @@ class _Subspace:
         return Projection(q.T, up @ r.T)
 
     def curve(self) -> Tensor:
-        energies = self._decomposed[1].square()
-        tails = F.pad(energies.flip(0).cumsum(0).flip(0), (0, 1))
-        return F.pad(tails, (0, self.crossing.size + 1 - len(tails)))
+        found = tails(self._decomposed[1].square())
+        return F.pad(found, (0, self.crossing.size + 1 - len(found)))

@@ -133,6 +133,30 @@ def places(graph: BondGraph, projections: Mapping[str, Projection], tensor: str,
     return torch.cat([*found, torch.arange(at, length)])
 
 
+def put_back(
+    graph: BondGraph, projections: Mapping[str, Projection], changed: Tensors, tensors: Tensors
+) -> dict[str, Tensor]:
+    """What ``narrow`` made of ``tensors``, in their shapes: entries at the ``places`` where they stood, zeros where nothing is left.
+
+    The network computes with it what the narrower one does, where no norm reads the bonds.
+
+    >>> from eckart.bonds import Bond, End, Invertible
+    >>> bond = Bond("values", 2, Invertible(), (End("v", 0, 0, 2, reads=False),))
+    >>> graph, some = BondGraph("example", {"values": bond}, {}, {}), {"values": Projection.selection(2, torch.tensor([1]))}
+    >>> stock = {"v": torch.tensor([3.0, 4.0])}
+    >>> put_back(graph, some, narrow(graph, some, stock), stock)["v"].tolist()
+    [0.0, 4.0]
+    """
+    axes = {(end.tensor, end.axis) for name in projections for end in graph.bond(name).ends}
+    found = dict(changed)
+    for tensor, axis in sorted(axes):
+        length = tensors[tensor].shape[axis]
+        part, index = found[tensor], places(graph, projections, tensor, axis, length)
+        room = part.new_zeros([length if at == axis else size for at, size in enumerate(part.shape)])
+        found[tensor] = room.index_copy(axis, index, part)
+    return found
+
+
 def narrowed_eps(eps: float, projection: Projection) -> float:
     """What a norm of the narrowed stream adds to the mean square, so that it divides as before: ``eps d / d'``.
 

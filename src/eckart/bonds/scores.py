@@ -139,5 +139,50 @@ class Gain:
         return scores
 
 
+@dataclass(frozen=True)
+class Condition:
+    """How much the condition ``||Z||_F ||Z^+||_F`` of ``Z = W diag(sqrt(mean x^2))`` changes when a unit's column goes, up or down.
+
+    W are the readers. The pseudo-inverse is floored: each of the min(m, k) singular values counts ``1 / (s_i^2 + f^2)`` in
+    ``||Z^+||_F^2``, f being the share ``floor`` of the largest. One decomposition serves all columns: with a_j the j-th row of V and
+    ``d_i = s_i^2 + f^2``, column j of a wide Z adds ``sum_i a_ji^2 s_i^2 / d_i^2`` over ``1 - sum_i a_ji^2 s_i^2 / d_i`` when it goes;
+    that of a Z with no more columns than rows takes away ``sum_i a_ji^2 / d_i^2`` over ``sum_i a_ji^2 / d_i``, and a singular value.
+
+    A condition is blind to size: it is the same for Z and 2 Z. Units of several directions are not supported: ``ValueError``.
+
+    >>> Condition()(Crossing((), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))).round(decimals=4).tolist()
+    [0.6906, 0.6906, 0.3094]
+
+    Raises ``ValueError`` for a floor that is not above 0 and below 1.
+    """
+
+    floor: float = 1e-6
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor < 1:
+            raise ValueError(f"floor {self.floor:g} must be above 0 and below 1")
+
+    def __call__(self, crossing: Crossing) -> Tensor:
+        """Sizes of changes."""
+        if crossing.units.shape[1] != 1:
+            raise ValueError("a condition is that of single columns, and these stay or go together")
+        scaled = crossing.wide * crossing.seen.diagonal().clamp(min=0).sqrt()
+        _, s, vh = torch.linalg.svd(scaled, full_matrices=False)
+        if float(s[0]) == 0:
+            return torch.zeros(crossing.size, dtype=torch.float64)
+        # Of a matrix of norm 1, as a condition is the same for all multiples.
+        s, scaled = s / s[0], scaled / s[0]
+        floored, shares = s.square() + self.floor**2, vh.T.square()
+        inverse = float((1 / floored).sum())
+        if scaled.shape[1] > scaled.shape[0]:
+            left = (1 - shares @ (s.square() / floored)).clamp(min=self.floor**2 / (1 + self.floor**2))
+            after = inverse + shares @ (s / floored).square() / left
+        else:
+            after = inverse - shares @ (1 / floored.square()) / (shares @ (1 / floored))
+        size = (s.square().sum() - scaled.square().sum(0)).clamp(min=0)
+        return ((size * after.clamp(min=0)).sqrt() - (s.square().sum() * inverse).sqrt()).abs()
+
+
 def _by_unit(values: Tensor, crossing: Crossing) -> Tensor:
     return values[crossing.units].sum(1)

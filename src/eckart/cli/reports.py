@@ -148,6 +148,7 @@ def compressed_json(done: Compressed) -> dict[str, Any]:
         "folder": str(done.folder),
         "bonds": [bond.to_json() for bond in done.bonds],
         "dropped": list(done.dropped),
+        "removals": [removal.to_json() for removal in done.removals],
         "target_bytes": _before_after(done.target_bytes),
         "file_bytes": _before_after(done.file_bytes),
         "losses": dict(done.losses),

@@ -6,9 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from eckart.allocate.slots import BudgetError, Rank
+from eckart.allocate import GreedyByLoss
+from eckart.allocate.slots import BudgetError, Rank, total_cost
+from eckart.bonds import BondGraph
+from eckart.bonds.depth import Blocks
 from eckart.errors import EckartError
 from eckart.model.approximation import Approximated, approximate
+from eckart.model.certificate import Removal
 from eckart.model.compression import Compress, Narrow
 from eckart.model.entries import entry_of
 from eckart.model.graph import graph_of
@@ -21,6 +25,7 @@ from eckart.model.run import Run
 from eckart.model.sites import Site, find_sites, fixed
 from eckart.model.stream import narrow_stream
 from eckart.model.targets import Untouched
+from eckart.model.trials import SiteTrials, loss_without
 from eckart.stats import Need
 
 
@@ -35,12 +40,13 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         raise EckartError("--only and --exclude name matrices, and this recipe narrows bonds: leave them out")
     graph = graph_of(run.checkpoint, untied=recipe.stream is not None)
     influence = block_influence(run) if Need.INFLUENCE in recipe.needs else [0.0] * run.blocks
-    dropped = _dropped(run, recipe, influence)
+    left_out, removals = _dropped(run, recipe, Blocks(influence, lambda gone: loss_without(run, gone)))
+    dropped = frozenset(left_out)
     sites = find_sites(run.checkpoint, graph, recipe, dropped)
     for site in fixed(sites):
         run.untouched.append(Untouched(site.name, (site.bonds[0].size,), str(site.bonds[0].symmetry)))
         sites.remove(site)
-    ranks = _ranks(run, recipe, sites, influence, dropped)
+    ranks = _ranks(run, graph, recipe, sites, influence, dropped, removals)
     run.check_tokens(_fitted(sites, ranks))
     stream = next((site for site in sites if site.block is None), None)
     found = (
@@ -60,6 +66,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         matrices=() if rest is None else rest.matrices,
         bonds=tuple(found.records),
         dropped=tuple(run.skeleton.blocks[block] for block in sorted(dropped)),
+        removals=tuple(removals),
         target_bytes=(sum(target.bytes for target in run.targets), _stored_bytes(run, found, dropped, pieces)),
         losses=found.losses if rest is None else {**rest.losses, **found.losses},
         kept=type(recipe.allocate).__name__.lower(),
@@ -94,20 +101,34 @@ def _share(run: Run, dropped: frozenset[int]) -> float:
     return min(1.0, run.request.keep * total / here)
 
 
-def _dropped(run: Run, recipe: Narrow, influence: list[float]) -> frozenset[int]:
-    """The blocks that are left out: as few as bring the share of the recipe."""
+def _dropped(run: Run, recipe: Narrow, blocks: Blocks) -> tuple[list[int], list[Removal]]:
+    """The blocks that are left out: as few as bring the share of the recipe; and where losses decided, those."""
     if recipe.depth is None or run.request.keep is None:
-        return frozenset()
+        return [], []
     total = sum(target.bytes for target in run.targets)
-    goal, gone, count = (1 - run.request.keep) * total * recipe.share, 0.0, 0
+    goal = (1 - run.request.keep) * total * recipe.share
     for count in range(run.blocks):
-        chosen = frozenset(recipe.depth.dropped(count, influence))
+        chosen = recipe.depth.dropped(count, blocks)
         gone = sum(target.bytes for target in run.targets if target.block in chosen)
-        # With bonds to narrow as well these take what is too much for whole blocks, else blocks take all.
-        enough = gone >= goal - 0.5 if not recipe.inside else gone + _block_bytes(run) > goal
-        if enough:
-            return chosen
-    raise EckartError(f"--keep is {run.request.keep:g}: not even one of {run.blocks} blocks would be left; give more")
+        # With bonds to narrow as well these take what is too much for whole blocks, or what may not go, else blocks take all.
+        if recipe.inside and (gone + _block_bytes(run) > goal or len(chosen) < count):
+            break
+        if not recipe.inside and gone >= goal - 0.5:
+            break
+        if len(chosen) < count:
+            raise EckartError(
+                f"--keep is {run.request.keep:g}, but of {run.blocks} blocks only {len(chosen)} may go by this recipe: give more, or take "
+                "one that tolerates more"
+            )
+    else:
+        raise EckartError(
+            f"--keep is {run.request.keep:g}: not even one of {run.blocks} blocks would be left; give more"
+        )
+    if Need.LOSS not in recipe.depth.needs:
+        return chosen, []
+    steps = [frozenset(chosen[: at + 1]) for at in range(len(chosen))]
+    names = [run.skeleton.blocks[block] for block in chosen]
+    return chosen, [Removal(name, 0, blocks.loss(step)) for name, step in zip(names, steps, strict=True)]
 
 
 def _block_bytes(run: Run) -> float:
@@ -115,9 +136,15 @@ def _block_bytes(run: Run) -> float:
 
 
 def _ranks(
-    run: Run, recipe: Narrow, sites: list[Site], influence: list[float], dropped: frozenset[int]
+    run: Run,
+    graph: BondGraph,
+    recipe: Narrow,
+    sites: list[Site],
+    influence: list[float],
+    dropped: frozenset[int],
+    removals: list[Removal],
 ) -> Mapping[str, Rank]:
-    """How many units every site keeps, within the budget."""
+    """How many units every site keeps, within the budget; what losses decided is added to ``removals``."""
     assert run.request.keep is not None
     slots = {site.name: site.slot(importance=None if site.block is None else influence[site.block]) for site in sites}
     total = sum(target.bytes for target in run.targets)
@@ -129,7 +156,13 @@ def _ranks(
     if budget >= own:  # slots count the places of what is left, which are not stored where everything is
         return dict.fromkeys(slots)
     try:
-        return recipe.allocate(slots, budget).ranks
+        if not isinstance(recipe.allocate, GreedyByLoss):
+            return recipe.allocate(slots, budget).ranks
+        trials = SiteTrials(run, graph, sites, dropped, total_cost(slots, dict.fromkeys(slots)) - budget)
+        ranks = recipe.allocate.search(slots, budget, trials.start, trials).ranks
+        trials.close()
+        removals += trials.removals
+        return ranks
     except BudgetError as error:
         share = math.ceil(1e4 * (fixed + error.smallest) / total) / 1e4
         raise EckartError(

@@ -76,6 +76,19 @@ class BondRecord:
         return cls(name, size, rank, entries, None if bound is None else Bound.from_json(bound))
 
 
+@dataclass(frozen=True)
+class Removal:
+    """What went by its measured loss: a block, of which nothing is ``left``, or all but so many units of a site; with the loss then."""
+
+    name: str
+    left: int
+    loss: float
+
+    def to_json(self) -> dict[str, object]:
+        """The entry in ``eckart.json``."""
+        return {"name": self.name, "left": self.left, "loss": self.loss}
+
+
 def record(target: Target, form: Operator | None, rank: int | None, bounds: Sequence[Bound]) -> MatrixRecord:
     """The record of a target that is stored at a rank in this form; ``None``: dense."""
     kind, size = ("dense", target.bytes) if form is None else (kind_of(form), nbytes(form))
@@ -104,6 +117,7 @@ class Certificate:
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
     dropped: tuple[str, ...]
+    removals: tuple[Removal, ...]
     untouched: tuple[Untouched, ...]
     tensors: Mapping[str, str]
     source: Mapping[str, str]
@@ -146,6 +160,7 @@ class Certificate:
             matrices=tuple(_matrix(entry) for entry in _list(table["matrices"])),
             bonds=tuple(_bond(_table(entry)) for entry in _list(table.get("bonds", []))),
             dropped=tuple(_text(entry) for entry in _list(table.get("dropped", []))),
+            removals=tuple(_removal(_table(entry)) for entry in _list(table.get("removals", []))),
             untouched=tuple(_untouched(_table(entry)) for entry in _list(table["untouched"])),
             tensors=_mapping(table["tensors"], _text),
             source=_mapping(table["source"], _text),
@@ -189,6 +204,10 @@ def _bond(fields: Mapping[str, object]) -> BondRecord:
         return BondRecord.from_json(fields)
     except KeyError as error:
         raise ValueError(f"a bond lacks {error.args[0]!r}") from error
+
+
+def _removal(fields: Mapping[str, object]) -> Removal:
+    return Removal(_text(fields["name"]), _whole(fields["left"]), _number(fields["loss"]))
 
 
 def _untouched(fields: Mapping[str, object]) -> Untouched:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 
-from eckart.allocate import Allocator, Level, Uniform
+from eckart.allocate import Allocator, GreedyByLoss, Level, Uniform
 from eckart.approx import Approximator
 from eckart.bonds.choosing import Choice, Select
 from eckart.bonds.depth import Depth
@@ -31,13 +31,20 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Compress:
-    """A post-training compression: approximate every map in a metric, and allocate one budget over them."""
+    """A post-training compression: approximate every map in a metric, and allocate one budget over them.
+
+    Raises ``ValueError`` for an allocator that is one of bonds.
+    """
 
     paper: Paper
     metric: MetricRule
     approx: Approximator
     allocate: Allocator = Uniform()
     statistics: Statistics = Statistics.ORIGINAL
+
+    def __post_init__(self) -> None:
+        if Need.LOSS in self.allocate.needs:
+            raise ValueError("how the loss answers to every choice is measured for bonds: allocate by another rule")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -80,7 +87,7 @@ class Narrow:
     depth: Depth | None = None
     share: float = 1.0
     maps: Compress | None = None
-    allocate: Allocator = Level()
+    allocate: Allocator | GreedyByLoss = Level()
     statistics: Statistics = Statistics.ORIGINAL
 
     def __post_init__(self) -> None:
@@ -93,10 +100,12 @@ class Narrow:
             )
         if self.stream is not None and (self.inside or self.depth is not None):
             raise ValueError("a narrower stream changes every other bond: narrow it by itself")
-        if isinstance(self.stream, Select) and self.stream.refit:
+        if isinstance(self.stream, Select) and self.stream.correct is not None:
             raise ValueError(
                 "a stream is read through norms, which measure its length: select its channels without a refit"
             )
+        if self.stream is not None and Need.LOSS in self.allocate.needs:
+            raise ValueError("a stream is one bond, among which there is nothing to allocate: do it by another rule")
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
         if Need.SENSITIVITY in self.allocate.needs:

@@ -15,7 +15,7 @@ from eckart.errors import EckartError
 from eckart.model import certificate
 from eckart.model.approximation import approximated, choose_ranks
 from eckart.model.bonded import narrowed
-from eckart.model.certificate import BondRecord, Certificate, MatrixRecord
+from eckart.model.certificate import BondRecord, Certificate, MatrixRecord, Removal
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.files import human_bytes, sha256_of
@@ -47,13 +47,14 @@ class Compressed:
 
     ``losses`` holds the mean negative log-likelihood on the calibration windows of the original and of each choice of
     ranks that was tried; ``kept`` names the choice that was taken. ``gap`` bounds by how much the expected loss of the
-    allocated ranks may exceed that of the best possible ones.
+    allocated ranks may exceed that of the best possible ones. ``removals`` tells in order of what went by its measured loss.
     """
 
     folder: Path
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
     dropped: tuple[str, ...]
+    removals: tuple[Removal, ...]
     untouched: tuple[Untouched, ...]
     target_bytes: tuple[int, int]  # before, after
     file_bytes: tuple[int, int]
@@ -276,6 +277,7 @@ def _certificate(run: Run, made: Outcome, hashes: Mapping[str, str]) -> dict[str
         "matrices": [matrix.to_json() for matrix in made.matrices],
         **({"bonds": [bond.to_json() for bond in made.bonds]} if made.bonds else {}),
         **({"dropped": list(made.dropped)} if made.dropped else {}),
+        **({"removals": [removal.to_json() for removal in made.removals]} if made.removals else {}),
         "untouched": [{"name": u.name, "shape": list(u.shape), "reason": u.reason} for u in run.untouched],
         "tensors": dict(hashes),
     }
@@ -289,6 +291,7 @@ def _read_result(out: Path) -> Compressed:
         matrices=found.matrices,
         bonds=found.bonds,
         dropped=found.dropped,
+        removals=found.removals,
         untouched=found.untouched,
         target_bytes=found.target_bytes,
         file_bytes=found.file_bytes,

@@ -79,7 +79,7 @@ def fit_sites(
 
     def fit(block: int, source: Path, there: Path) -> None:
         def make() -> tuple[object, list[str]]:
-            names = _observed(run, graph, by_block[block])
+            names = observed_maps(run, graph, by_block[block])
             out = None if run.sequential else there
             moments = walk.run_block(block, source, out, observe=list(names.values()), gram=True)
             seen = {name: moments[module] for name, module in names.items()}
@@ -126,7 +126,7 @@ def _resized_kinds(sites: list[Site], ranks: Mapping[str, Rank]) -> frozenset[st
     return frozenset(kind for kind, some in widths.items() if len(some) > 1)
 
 
-def _observed(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
+def observed_maps(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
     """The maps whose inputs a block's sites need, each with its module."""
     tensors = {tensor for site in sites for tensor in site.maps if site.choice.needs}
     return {name: module_of(run, entry.weight) for name, entry in graph.maps.items() if entry.weight in tensors}
@@ -135,6 +135,22 @@ def _observed(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
 def module_of(run: Run, tensor: str) -> str:
     """The module that a tensor on disk belongs to."""
     return (run.skeleton.places[tensor] or tensor).rpartition(".")[0]
+
+
+def projections_of(
+    run: Run, graph: BondGraph, sites: list[Site], ranks: Mapping[str, Rank], moments: Mapping[str, Moments]
+) -> tuple[dict[str, Tensor], dict[str, Crossing], dict[str, Projection]]:
+    """The weights that meet at the sites of one block, and for each bond that is narrowed what is known of it and what crosses it."""
+    tensors = {name: run.checkpoint.read_finite(name) for site in sites for name in sorted(site.maps)}
+    projections: dict[str, Projection] = {}
+    crossings: dict[str, Crossing] = {}
+    for site in sites:
+        rank = ranks[site.name]
+        for bond in site.bonds if rank is not None else ():
+            assert rank is not None
+            crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
+            projections[bond.name] = site.prepare(bond, crossings[bond.name]).projection(rank)
+    return tensors, crossings, projections
 
 
 def _fit(
@@ -146,15 +162,7 @@ def _fit(
     resized: frozenset[str],
 ) -> tuple[object, list[str]]:
     """What crosses the sites of one block; writes its narrower weights."""
-    tensors = {name: run.checkpoint.read_finite(name) for site in sites for name in sorted(site.maps)}
-    projections: dict[str, Projection] = {}
-    crossings: dict[str, Crossing] = {}
-    for site in sites:
-        rank = ranks[site.name]
-        for bond in site.bonds if rank is not None else ():
-            assert rank is not None
-            crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
-            projections[bond.name] = site.prepare(bond, crossings[bond.name]).projection(rank)
+    tensors, crossings, projections = projections_of(run, graph, sites, ranks, moments)
     changed = narrow(graph, projections, tensors)
     records = [
         BondRecord(

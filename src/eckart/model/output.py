@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eckart.errors import EckartError
 from eckart.model import certificate
-from eckart.model.certificate import BondRecord, MatrixRecord
+from eckart.model.certificate import BondRecord, MatrixRecord, Removal
 from eckart.model.checkpoint import INDEX, Checkpoint
 from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
 from eckart.model.journal import JOURNAL, Journal
@@ -35,6 +35,7 @@ class Outcome:
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
     dropped: tuple[str, ...]
+    removals: tuple[Removal, ...]
     target_bytes: tuple[int, int]
     losses: Mapping[str, float]
     kept: str

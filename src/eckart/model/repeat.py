@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eckart.bound import Bound
-from eckart.model.certificate import BondRecord, Certificate, MatrixRecord
+from eckart.model.certificate import BondRecord, Certificate, MatrixRecord, Removal
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.compression import AnyRecipe
 from eckart.model.engine import compress
@@ -72,9 +72,10 @@ def check_repeated(
             certificate.dropped == made.dropped,
             "the blocks left out are not those that the recipe leaves out",
         )
+        _check_removals(certificate.removals, made.removals, ledger)
         for label in sorted({*certificate.losses, *made.losses}):
             told, found = certificate.losses.get(label), made.losses.get(label)
-            near = told is not None and found is not None and abs(told - found) <= FIGURES * abs(found)
+            near = told is not None and found is not None and _alike(told, found)
             ledger.check("losses", near, f"the loss {label} is recorded as {told}, but it is {found}")
         for name in sorted({*checkpoint.tensors, *again.tensors}):
             there = name in checkpoint.tensors and name in again.tensors
@@ -96,6 +97,21 @@ def _check_bonds(told: tuple[BondRecord, ...], made: tuple[BondRecord, ...], led
         ledger.check("bonds", same(record) == same(found), f"{name}: what is left of the bond is not as recorded")
         if record.bound is not None and found.bound is not None:
             _check_bound(name, record.bound, found.bound, ledger)
+
+
+def _check_removals(told: tuple[Removal, ...], made: tuple[Removal, ...], ledger: Ledger) -> None:
+    same = [replace(removal, loss=0.0) for removal in told] == [replace(removal, loss=0.0) for removal in made]
+    ledger.check("removals", same, "what went by its measured loss, or the order in which it went, is not as recorded")
+    for removal, found in zip(told, made, strict=False) if same else ():
+        ledger.check(
+            "losses",
+            _alike(removal.loss, found.loss),
+            f"the loss with {removal.left} of {removal.name} is recorded as {removal.loss}, but it is {found.loss}",
+        )
+
+
+def _alike(told: float, found: float) -> bool:
+    return abs(told - found) <= FIGURES * abs(found)
 
 
 def _check_matrices(told: tuple[MatrixRecord, ...], made: tuple[MatrixRecord, ...], ledger: Ledger) -> None:

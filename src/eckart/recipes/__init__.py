@@ -1,6 +1,16 @@
 """Published methods, one readable expression each."""
 
-from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
+from eckart.recipes.bonds import (
+    axformer,
+    comp,
+    greedy_output,
+    layer_drop,
+    lorap,
+    modegpt,
+    shortgpt,
+    shrink_width,
+    slicegpt,
+)
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import (
     asvd,
@@ -21,6 +31,8 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "asvd",
+    "axformer",
+    "comp",
     "curing",
     "eora",
     "fwsvd",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from eckart.allocate import Allocator, Entropic, Level, ValuesFirst
+from eckart.allocate import Allocator, Entropic, GreedyByLoss, Level, ValuesFirst
 from eckart.approx import LowRank
 from eckart.bonds.choosing import Principal, Select
-from eckart.bonds.depth import LastBlocks, LeastInfluence
-from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.correction import Refit, Tune
+from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
+from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
 from eckart.model.compression import Compress, Narrow, Paper, Statistics
 from eckart.stats import RootMeanSquare
 
@@ -47,7 +48,7 @@ def modegpt(allocate: Allocator = BY_INFLUENCE) -> Narrow:
                 "narrower heads are stored as the rows that are left with their places: bytes and products are saved, no cache",
             ),
         ),
-        hidden=Select(RidgeLeverage(ridge=1e-2), refit=True),
+        hidden=Select(RidgeLeverage(ridge=1e-2), Refit()),
         values=Principal(),
         keys=Select(SecondMoment()),
         allocate=allocate,
@@ -65,7 +66,7 @@ def greedy_output(allocate: Allocator = EIGHTS) -> Narrow:
                 "no criterion for heads, and no claim on the paper's recovery in two steps",
             ),
         ),
-        hidden=Select(Gain(), refit=True),
+        hidden=Select(Gain(), Refit()),
         allocate=allocate,
         statistics=Statistics.COMPRESSED,
     )
@@ -85,6 +86,49 @@ def lorap(allocate: Allocator = EIGHTS) -> Narrow:
         ),
         hidden=Select(Activation(), spared=0.01),
         maps=Compress(paper=SELF, metric=RootMeanSquare(), approx=LowRank(), allocate=ValuesFirst(ratio=3.0)),
+        allocate=allocate,
+    )
+
+
+def comp(allocate: Allocator = EIGHTS, share: float = 0.5) -> Narrow:
+    """Blocks of little influence go, then hidden units that change the condition of their readers least; the others get factors."""
+    return Narrow(
+        paper=Paper(
+            "Lightweight and Post-Training Structured Pruning for On-Device Large Language Models",
+            "arXiv:2501.15255",
+            (
+                "the nearest variant to what is public, the abstract: score, correction and the split of the ratio are ours",
+                "half of what is to go may go by whole blocks, by their influence; the rest goes from hidden units, and no other columns",
+                "a unit's score is the change of ||Z||_F ||Z^+||_F without it, Z being the readers times the size of their inputs",
+                "factors of the units that are left by least squares, from 0 to 2, never worse than none on the calibration text",
+            ),
+        ),
+        depth=LeastInfluence(),
+        share=share,
+        hidden=Select(Condition(), Tune()),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def axformer(allocate: Allocator | GreedyByLoss = GreedyByLoss(steps=8), tolerance: float = 0.0) -> Narrow:  # noqa: B008
+    """Blocks go whose removal the measured loss does not notice, then units, in steps, where it rises least for a byte."""
+    return Narrow(
+        paper=Paper(
+            "AxFormer: Accuracy-driven Approximation of Transformers for Faster, Smaller and more Accurate NLP Models",
+            "arXiv:2010.03688",
+            (
+                "the nearest variant to what is public, the abstract; order, groups and tolerances are ours",
+                "the loss is that of the next token on the calibration text, without labels; nothing is trained before or afterwards",
+                "whole blocks, that of least loss first, while it does not rise above the best so far; no sublayers on their own",
+                "then an eighth of the hidden units or of the values of a block at a time, whatever the loss, until the budget is met; "
+                "every loss is recorded",
+                "no hard attention to the largest scores of a row, which no stock configuration tells of",
+            ),
+        ),
+        depth=LeastLoss(tolerance),
+        hidden=Select(SecondMoment()),
+        values=Select(SecondMoment()),
         allocate=allocate,
     )
 

@@ -41,6 +41,8 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("slicegpt", "compress", bonds.slicegpt),
         Recipe("modegpt", "compress", bonds.modegpt),
         Recipe("greedy-output", "compress", bonds.greedy_output),
+        Recipe("comp", "compress", bonds.comp),
+        Recipe("axformer", "compress", bonds.axformer),
         Recipe("lorap", "compress", bonds.lorap),
         Recipe("shortgpt", "compress", bonds.shortgpt),
         Recipe("layer-drop", "compress", bonds.layer_drop),

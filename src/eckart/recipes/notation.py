@@ -13,6 +13,7 @@ from eckart.allocate import (
     EqualMarginalLoss,
     Exact,
     Greedy,
+    GreedyByLoss,
     Later,
     LeastInfluential,
     Level,
@@ -22,8 +23,9 @@ from eckart.allocate import (
 )
 from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest, Unweighted
 from eckart.bonds.choosing import Principal, Select
-from eckart.bonds.depth import LastBlocks, LeastInfluence
-from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.correction import Refit, Tune
+from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
+from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
@@ -54,13 +56,15 @@ PARTS: Mapping[str, Mapping[str, type]] = {
             Threshold,
             Entropic,
             ValuesFirst,
+            GreedyByLoss,
         ),
         "stream": (Principal, Select),
         "hidden": (Select,),
         "values": (Principal, Select),
         "keys": (Select,),
-        "depth": (LastBlocks, LeastInfluence),
-        "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain),
+        "depth": (LastBlocks, LeastInfluence, LeastLoss),
+        "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain, Condition),
+        "correct": (Refit, Tune),
     }.items()
 }
 OF_GRADIENTS = [name for name, part in PARTS["metric"].items() if Need.GRADIENTS in getattr(part, "needs", ())]
@@ -99,7 +103,7 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     {'part': 'LowRank', 'accuracy': 0.002}
     >>> table = {"hidden": {"part": "Select", "score": {"part": "Magnitude"}}, "allocate": {"part": "Level"}}
     >>> compose(table, "example").describe()["hidden"]
-    {'part': 'Select', 'score': {'part': 'Magnitude'}, 'refit': False, 'spared': 0.0}
+    {'part': 'Select', 'score': {'part': 'Magnitude'}, 'correct': None, 'spared': 0.0}
     """
     bonds = [role for role in BONDS if role in table]
     known = (*BONDS, "allocate", "share", "maps") if bonds else MATRICES
