@@ -85,8 +85,8 @@ def _dropped(run: Run, recipe: Narrow, blocks: Blocks) -> tuple[list[int], list[
             break
         if len(chosen) < count:
             raise EckartError(
-                f"--keep is {run.request.keep:g}, but of {run.blocks} blocks only {len(chosen)} may go by this recipe: give more, or take one "
-                "that tolerates more"
+                f"--keep is {run.request.keep:g}, but of {run.blocks} blocks only {len(chosen)} may go by this recipe: give more, or take "
+                "one that tolerates more"
             )
     else:
         raise EckartError(
