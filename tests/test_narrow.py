@@ -18,13 +18,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import eckart
-from eckart.allocate import Entropic, Level, Threshold, Uniform
+from eckart.allocate import Entropic, GreedyByLoss, Level, Threshold, Uniform
 from eckart.approx import LowRank
 from eckart.bonds.choosing import Chosen, Principal, Select
-from eckart.bonds.correction import Refit
+from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.crossing import Crossing
-from eckart.bonds.depth import LastBlocks
-from eckart.bonds.scores import Magnitude, SecondMoment
+from eckart.bonds.depth import LastBlocks, LeastLoss
+from eckart.bonds.scores import Condition, Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.certificate import Certificate
 from eckart.model.compression import Compress, Narrow, Paper, Statistics
@@ -132,6 +132,29 @@ def test_refitted_readers_are_the_least_squares_of_their_inputs(
     assert first.bound.scale == pytest.approx(float((inputs @ whole).square().sum(1).mean().sqrt()), rel=1e-4)
     values = torch.linalg.svdvals(inputs @ whole) / len(inputs) ** 0.5
     assert first.bound.lower == pytest.approx(float(values[first.rank :].norm()), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
+def test_tuned_readers_are_those_of_the_original_times_factors(model: Path, text: Path, tmp_path: Path) -> None:
+    """The masks are those without tuning, and the first block, which both give the same inputs, comes out no worse."""
+    plain = narrow(model, tmp_path / "plain", Narrow(paper=OWN, hidden=Select(Condition())), text)
+    done = narrow(model, tmp_path / "tuned", Narrow(paper=OWN, hidden=Select(Condition(), Tune())), text)
+    off = 0.0
+    for before, after in zip(plain.bonds, done.bonds, strict=True):
+        assert before.kept == after.kept
+        end = eckart.bond_graph(model).bond(after.name).readers[0]
+        whole = load_file(model / "model.safetensors")[end.tensor].double().movedim(end.axis, 0)
+        made = load_file(tmp_path / "tuned" / "model.safetensors")[end.tensor].double().movedim(end.axis, 0)
+        stock = whole[torch.tensor(after.kept)]
+        factors = (made * stock).sum(1, keepdim=True) / stock.square().sum(1, keepdim=True)
+        assert far(made, factors * stock) < 1e-6
+        assert 0.0 <= float(factors.min()) <= float(factors.max()) <= 2 + 1e-6
+        off = max(off, float((factors - 1).abs().max()))
+        assert before.bound is not None
+        assert after.bound is not None
+        assert after.bound.lower == pytest.approx(before.bound.lower, rel=1e-9)
+        assert after.bound.achieved <= before.bound.achieved * (1 + 1e-6)
+    assert off > 0.01
 
 
 def windows(model: Path, text: Path) -> Tensor:
@@ -387,6 +410,139 @@ def test_maps_of_blocks_that_are_left_out_are_not_approximated(ground: Path, tex
     assert loaded(tmp_path / "out").config.num_hidden_layers == 2
 
 
+# ---- by measured loss -------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def measured(model: Any, folder: Path, text: Path) -> float:
+    """Nats per token over the windows of a run."""
+    ids = windows(folder, text)
+    found = model(input_ids=ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    return float(-found.gather(-1, ids[:, 1:, None]).mean())
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma3"], indirect=True)
+def test_blocks_of_least_loss_go_one_by_one(model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(paper=OWN, depth=LeastLoss(tolerance=9.0))
+    done = narrow(model, tmp_path / "out", recipe, text, keep=0.34)
+    stock = loaded(model)
+    name, _, _ = done.dropped[0].rpartition(".")
+    blocks = stock.get_submodule(name)
+    whole, gone = list(blocks), list[int]()
+    assert len(done.removals) == len(done.dropped) == 2
+    for removal in done.removals:
+        losses = {}
+        for block in sorted(set(range(len(whole))) - set(gone)):
+            left = [other for other in range(len(whole)) if other not in (*gone, block)]
+            blocks._modules = {str(place): whole[other] for place, other in enumerate(left)}
+            if "layer_types" in config(model):
+                stock.config.layer_types = [config(model)["layer_types"][other] for other in left]
+            losses[block] = measured(stock, model, text)
+        gone.append(min(losses, key=losses.__getitem__))
+        assert (removal.name, removal.left) == (f"{name}.{gone[-1]}", 0)
+        assert removal.loss == pytest.approx(losses[gone[-1]], rel=1e-5)
+    assert set(done.dropped) == {f"{name}.{block}" for block in gone}
+    assert done.losses["narrowed"] == pytest.approx(done.removals[-1].loss, rel=1e-6)
+    with pytest.raises(EckartError, match="may go by this recipe"):
+        narrow(model, tmp_path / "other", Narrow(paper=OWN, depth=LeastLoss()), text, keep=0.34)
+
+
+@pytest.mark.parametrize("model", DECLARED, indirect=True)
+def test_steps_lead_to_the_loss_that_was_measured(model: Path, text: Path, tmp_path: Path) -> None:
+    """The last accepted loss, of weights among zeros, is that of the model that is written; what was taken is what is left."""
+    hidden, values = Select(SecondMoment(), Refit()), Principal()
+    recipe = Narrow(paper=OWN, hidden=hidden, values=values, allocate=GreedyByLoss(steps=3))
+    done = narrow(model, tmp_path / "out", recipe, text, keep=0.8)
+    assert done.target_bytes[1] <= 0.8 * done.target_bytes[0]
+    assert done.removals[-1].loss == pytest.approx(done.losses["narrowed"], rel=1e-6)
+    assert measured(loaded(tmp_path / "out"), model, text) == pytest.approx(done.losses["narrowed"], rel=1e-5)
+    left = {removal.name: removal.left for removal in done.removals}
+    for record in done.bonds:
+        assert left[record.name.rstrip("0123456789").rstrip(".")] == record.rank
+    steps: dict[str, int] = {}
+    for removal in done.removals:
+        assert removal.left < steps.get(removal.name, removal.left + 1)
+        steps[removal.name] = removal.left
+    assert done.kept == "greedybyloss"
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_the_first_step_is_the_best_of_all(model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(paper=OWN, hidden=Select(Magnitude()), allocate=GreedyByLoss(steps=4))
+    done = narrow(model, tmp_path / "out", recipe, text, keep=0.96)
+    first = done.removals[0]
+    losses: dict[str, float] = {}
+    for block in range(3):
+        bond = eckart.bond_graph(model).bond(f"model.layers.{block}.hidden")
+        stock = loaded(model)
+        end = bond.readers[0]
+        weight = stock.get_parameter(end.tensor)
+        score = sum(
+            stock.get_parameter(e.tensor).detach().double().movedim(e.axis, 0).flatten(1).norm(dim=1) for e in bond.ends
+        )
+        assert isinstance(score, Tensor)
+        gone = score.argsort()[: bond.size - first.left]
+        weight.data.index_fill_(end.axis, gone, 0.0)
+        losses[bond.name] = measured(stock, model, text)
+    assert first.name == min(losses, key=losses.__getitem__)
+    assert first.loss == pytest.approx(losses[first.name], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "tolerance", "count"), [("llama", 0.0, 1), ("gemma3", 0.0, 0), ("gemma3", 0.5, 1)], indirect=["model"]
+)
+def test_blocks_that_may_go_go_before_units(
+    model: Path, tolerance: float, count: int, text: Path, tmp_path: Path
+) -> None:
+    """Those of least loss, while it is at most the tolerance above the best so far; units take what is left to go."""
+    recipe = Narrow(
+        paper=OWN,
+        depth=LeastLoss(tolerance),
+        hidden=Select(SecondMoment()),
+        values=Select(SecondMoment()),
+        allocate=GreedyByLoss(4),
+    )
+    done = narrow(model, tmp_path / "out", recipe, text, keep=0.6)
+    assert done.target_bytes[1] <= 0.6 * done.target_bytes[0]
+    blocks = [removal for removal in done.removals if not removal.left]
+    assert tuple(done.removals[: len(blocks)]) == tuple(blocks)
+    assert sorted(removal.name for removal in blocks) == sorted(done.dropped)
+    assert len(blocks) == count
+    best = done.losses["original"]
+    for removal in blocks:
+        assert removal.loss <= best * (1 + tolerance)
+        best = min(best, removal.loss)
+    assert done.removals[-1].loss == pytest.approx(done.losses["narrowed"], rel=1e-6)
+
+
+def test_losses_decide_for_statistics_of_the_compressed_model_as_well(ground: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(
+        paper=OWN, hidden=Select(SecondMoment()), allocate=GreedyByLoss(4), statistics=Statistics.COMPRESSED
+    )
+    done = narrow(ground, tmp_path / "out", recipe, text, keep=0.8)
+    left = {removal.name: removal.left for removal in done.removals}
+    assert left == {record.name: record.rank for record in done.bonds}
+
+
+def test_removals_that_were_changed_are_found(ground: Path, text: Path, tmp_path: Path) -> None:
+    narrow(ground, tmp_path / "out", "axformer", text)
+    kept = (tmp_path / "out" / "eckart.json").read_text()
+    harms: Mapping[str, Callable[[Any], object]] = {
+        "or the order in which it went, is not as recorded": lambda t: t["removals"].reverse(),
+        "is recorded as 1.5, but it is": lambda t: t["removals"][0].update(loss=1.5),
+        "damaged or was edited": lambda t: t["removals"][0].update(left=-1),
+    }
+    for sentence, harm in harms.items():
+        (tmp_path / "out" / "eckart.json").write_text(kept)
+        edit_json(tmp_path / "out" / "eckart.json", harm)
+        try:
+            found = eckart.verify(tmp_path / "out", ground, calibration=text)
+        except EckartError as error:
+            assert sentence in str(error)  # noqa: PT017
+        else:
+            assert any(sentence in failure for failure in found.failures), found.failures
+
+
 # ---- checked again, and refused ---------------------------------------------------------------------------------------
 
 
@@ -395,7 +551,17 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ARCHITECTURES["llama"](tmp_path_factory.mktemp("ground") / "model")
 
 
-RECIPES = ("modegpt", "slicegpt", "greedy-output", "lorap", "shortgpt", "layer-drop", "shrink-width")
+RECIPES = (
+    "modegpt",
+    "slicegpt",
+    "greedy-output",
+    "comp",
+    "axformer",
+    "lorap",
+    "shortgpt",
+    "layer-drop",
+    "shrink-width",
+)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

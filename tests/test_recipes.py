@@ -58,10 +58,23 @@ def test_every_recipe_composes_from_its_own_description(key: str) -> None:
             {"hidden": {"part": "Select", "score": {"part": "Magnitude", "ridge": 1.0}}},
             "Magnitude has no setting 'ridge'",
         ),
-        ({"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "refit": 1}}, "Select has no setting refit"),
+        ({"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "refit": 1}}, "Select has no setting 'refit'"),
         (
-            {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "correct": 1}},
+            {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "correct": {"part": "Select"}}},
             r"\[correct\] needs part = one of Refit, Tune",
+        ),
+        (
+            {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "correct": {"part": "Tune", "largest": 0.5}}},
+            "largest 0.5 must be finite and at least 1",
+        ),
+        (
+            {"stream": {"part": "Principal"}, "allocate": {"part": "GreedyByLoss"}},
+            "a stream is one bond, among which there is nothing to allocate",
+        ),
+        ({"depth": {"part": "LeastLoss", "tolerance": -1.0}}, "tolerance -1 must be finite and not below 0"),
+        (
+            {"metric": {"part": "Plain"}, "approx": {"part": "LowRank"}, "allocate": {"part": "GreedyByLoss"}},
+            "is measured for bonds: allocate by another rule",
         ),
         (
             {"hidden": {"part": "Select", "score": {"part": "Magnitude"}, "spared": True}},

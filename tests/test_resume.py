@@ -44,8 +44,22 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sequential uniform": ("--recipe", "sequential.toml", "--ranks", "uniform"),
 }
 BONDS: dict[str, tuple[str, ...]] = {
-    key: ("--recipe", key) for key in ("modegpt", "slicegpt", "greedy-output", "shortgpt", "shrink-width")
+    key: ("--recipe", key) for key in ("modegpt", "slicegpt", "greedy-output", "comp", "shortgpt", "shrink-width")
 }
+BONDS["by loss"] = ("--recipe", "by loss.toml")
+BY_LOSS = """
+[depth]
+part = "LeastLoss"
+[hidden]
+part = "Select"
+[hidden.score]
+part = "SecondMoment"
+[hidden.correct]
+part = "Tune"
+[allocate]
+part = "GreedyByLoss"
+steps = 4
+"""
 APPEND = "eckart.model.journal:Journal._append"
 CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "after"}
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
@@ -71,9 +85,7 @@ class Ground:
 
     def command(self, out: Path, variant: str, *changes: object, model: Path | None = None) -> list[object]:
         """The command line; of an option that is given twice the last one counts."""
-        options = [
-            str(self.folder / "sequential.toml") if o == "sequential.toml" else o for o in (VARIANTS | BONDS)[variant]
-        ]
+        options = [str(self.folder / o) if o.endswith(".toml") else o for o in (VARIANTS | BONDS)[variant]]
         text = ("--calibration", self.text, *CALIBRATED)
         return ["compress", model or self.model, "-o", out, "--keep", "0.7", *text, *options, *changes]
 
@@ -94,6 +106,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     tiny(folder / "model", sharded=True)
     calibration_text(folder / "text.txt")
     (folder / "sequential.toml").write_text(SEQUENTIAL.format("EqualMarginalLoss"))
+    (folder / "by loss.toml").write_text(BY_LOSS)
     return Ground(folder, {})
 
 
@@ -168,7 +181,14 @@ def test_killed_in_every_stage_of_one_run(ground: Ground, killer: Killer, out: P
 
 @pytest.mark.parametrize(
     ("variant", "at_least"),
-    [("svd-llm", 28), ("sequential uniform", 8), ("modegpt", 15), ("slicegpt", 12), ("greedy-output", 8)],
+    [
+        ("svd-llm", 28),
+        ("sequential uniform", 8),
+        ("modegpt", 15),
+        ("slicegpt", 12),
+        ("greedy-output", 8),
+        ("by loss", 30),
+    ],
 )
 def test_killed_at_every_line_of_the_journal(
     ground: Ground, killer: Killer, out: Path, variant: str, at_least: int

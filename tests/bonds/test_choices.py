@@ -10,10 +10,10 @@ from torch import Tensor
 
 from eckart.bonds import Projection
 from eckart.bonds.choosing import Choice, Principal, Select
-from eckart.bonds.correction import Refit
+from eckart.bonds.correction import Correction, Refit, Tune
 from eckart.bonds.crossing import Crossing, Writing
-from eckart.bonds.depth import LastBlocks, LeastInfluence
-from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, Score, SecondMoment
+from eckart.bonds.depth import Blocks, LastBlocks, LeastInfluence, LeastLoss
+from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, Score, SecondMoment
 from eckart.stats import Need
 
 SIZE = 7
@@ -112,21 +112,73 @@ def test_greedy_units_that_say_nothing_new_come_last() -> None:
         Gain()(crossing(together=torch.tensor([[0, 3], [1, 4], [2, 5]])))
 
 
+def condition(z: np.ndarray, floor: float) -> float:
+    """The definition: every singular value above rounding, the pseudo-inverse floored."""
+    s = np.linalg.svd(z, compute_uv=False)
+    return float(np.sqrt((s**2).sum() * (1 / (s**2 + floor**2)).sum()))
+
+
+@pytest.mark.parametrize("rows", [3, SIZE - 1, SIZE, SIZE + 4])
+@pytest.mark.parametrize("floor", [1e-6, 1e-2, 0.5])
+def test_conditions_are_those_of_matrices_without_a_column(rows: int, floor: float) -> None:
+    read = gaussian(rows, SIZE, 6)
+    z = float64(read) * np.sqrt(np.diag(float64(MOMENT)))
+    level = floor * np.linalg.norm(z, 2)
+    before = condition(z, level)
+    expected = [abs(condition(np.delete(z, j, 1), level) - before) for j in range(SIZE)]
+    seen = crossing(read=read)
+    assert Condition(floor)(seen).tolist() == pytest.approx(expected, rel=1e-7)
+    assert Condition(floor)(crossing(read=1e5 * read, moment=1e-3 * MOMENT)).tolist() == pytest.approx(
+        expected, rel=1e-7
+    )
+
+
+def test_conditions_go_with_their_columns() -> None:
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    turned = crossing(read=READ[:, order], moment=MOMENT[order][:, order])
+    assert Condition()(turned).tolist() == pytest.approx(Condition()(crossing())[order].tolist(), rel=1e-9)
+
+
+def test_a_column_that_alone_reaches_a_direction_changes_the_condition_most() -> None:
+    read = torch.cat([gaussian(2, 5, 7), torch.zeros(1, 5, dtype=torch.float64)]).T.reshape(5, 3).T
+    alone = torch.tensor([[0.1], [0.2], [3.0]], dtype=torch.float64)
+    scores = Condition()(Crossing((), torch.cat([read, alone], 1)))
+    assert int(scores.argmax()) == 5
+    assert float(scores[5]) > 1e5  # what is left is a singular value at the floor
+    assert bool(torch.isfinite(scores).all())
+
+
+def test_conditions_of_nothing_and_of_what_goes_together() -> None:
+    assert Condition()(crossing(moment=torch.zeros(SIZE, SIZE))).tolist() == [0.0] * SIZE
+    with pytest.raises(ValueError, match="single columns"):
+        Condition()(crossing(together=torch.tensor([[0, 3], [1, 4], [2, 5]])))
+    for floor in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"floor .* must be above 0 and below 1"):
+            Condition(floor)
+
+
 # ---- choices ------------------------------------------------------------------------------------------------------------
 
-SCORES: tuple[Score, ...] = (Magnitude(), Activation(), SecondMoment(), RidgeLeverage(), Gain())
+SCORES: tuple[Score, ...] = (Magnitude(), Activation(), SecondMoment(), RidgeLeverage(), Gain(), Condition())
+CORRECTIONS: dict[str, Correction | None] = {
+    "none": None,
+    "refit": Refit(),
+    "tune": Tune(),
+    "tune freely": Tune(ridge=0.0, largest=1e9),
+    "tune a little": Tune(ridge=0.3, largest=1.1),
+}
 
 
-@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("correct", CORRECTIONS.values(), ids=CORRECTIONS)
 @pytest.mark.parametrize("score", SCORES, ids=lambda score: type(score).__name__)
-def test_the_curve_tells_what_every_projection_costs(score: Score, refit: bool) -> None:
-    chosen = Select(score, Refit() if refit else None).prepare(crossing())
+def test_the_curve_tells_what_every_projection_costs(score: Score, correct: Correction | None) -> None:
+    chosen = Select(score, correct).prepare(crossing())
     curve = chosen.curve().tolist()
     assert len(curve) == SIZE + 1
     for kept in range(1, SIZE + 1):
         assert curve[kept] == pytest.approx(lost(chosen.projection(kept)), rel=1e-6, abs=1e-8)
     assert curve[0] == pytest.approx(float((INPUTS @ READ.T).square().sum(1).mean()), rel=1e-6)
-    if refit:
+    if isinstance(correct, Refit):
         assert curve == sorted(curve, reverse=True)
 
 
@@ -159,6 +211,63 @@ def test_a_refit_of_the_best_subset_is_never_beaten_by_leaving_out() -> None:
         refitted = Select(SecondMoment(), Refit()).prepare(crossing()).projection(kept)
         assert torch.equal(plain.down, refitted.down)
         assert lost(refitted) <= lost(plain) * (1 + 1e-12)
+
+
+def factors(correct: Correction, kept: Tensor, seen: Crossing) -> Tensor:
+    """Those of the kept directions; nothing else may be read."""
+    projection = correct.projection(seen, kept)
+    found = projection.up[kept].diagonal()
+    assert torch.equal(projection.up[kept], torch.diag(found))
+    assert int((projection.up != 0).sum()) <= len(kept)
+    return found
+
+
+def test_free_factors_are_least_squares() -> None:
+    """Against the columns of what each direction gives over all inputs, one unknown for each."""
+    given = (float64(INPUTS)[:, None, :] * float64(READ)[None]).reshape(-1, SIZE)
+    for some in combinations(range(SIZE), 4):
+        kept = torch.tensor(some)
+        expected = np.linalg.lstsq(given[:, some], given.sum(1), rcond=None)[0]
+        found = factors(Tune(ridge=0.0, largest=1e9), kept, crossing())
+        inside = (expected >= 0).all()  # a factor below 0 is clipped however large they may be
+        assert not inside or float64(found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("tune", [Tune(), Tune(ridge=0.0), Tune(0.0, 1e9), Tune(10.0), Tune(0.0, 1.0)], ids=str)
+def test_tuned_masks_are_never_worse_than_masks_and_never_better_than_a_refit(tune: Tune) -> None:
+    clipped = 0
+    for seed in range(20):
+        moment = gaussian(SIZE, SIZE + 3, 40 + seed)
+        seen = Crossing((), gaussian(3, SIZE, 80 + seed), moment @ moment.T)
+        kept = torch.randperm(SIZE, generator=torch.Generator().manual_seed(seed))[:4].sort().values
+
+        def cost(projection: Projection, seen: Crossing = seen) -> float:
+            return float(
+                torch.linalg.vector_norm((seen.wide - seen.wide @ projection.up @ projection.down) @ seen.root)
+            )
+
+        found = factors(tune, kept, seen)
+        assert bool(((found >= 0) & (found <= tune.largest)).all())
+        clipped += bool(((found == 0) | (found == tune.largest)).any())
+        tuned = cost(tune.projection(seen, kept))
+        assert tuned <= cost(Projection.selection(SIZE, kept)) * (1 + 1e-12)
+        assert tuned >= cost(Refit().projection(seen, kept)) * (1 - 1e-9)
+    assert (clipped > 0) == (tune.ridge < 1)
+
+
+def test_factors_of_nothing_are_ones() -> None:
+    dead = Crossing((), READ, torch.zeros(SIZE, SIZE, dtype=torch.float64))
+    assert factors(Tune(), torch.tensor([1, 4]), dead).tolist() == [1.0, 1.0]
+    everything = factors(Tune(), torch.arange(SIZE), crossing())
+    assert everything.tolist() == [1.0] * SIZE
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ridge": -1.0}, {"ridge": float("nan")}, {"largest": 0.9}, {"largest": float("inf")}]
+)
+def test_factors_have_sensible_limits(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} .* must be finite and"):
+        Tune(**settings)
 
 
 def test_a_share_of_the_lowest_is_spared() -> None:
@@ -214,6 +323,7 @@ def test_directions_that_nobody_reads_are_left_out_first() -> None:
     [
         (Select(Magnitude()), set()),
         (Select(Magnitude(), Refit()), {Need.GRAM}),
+        (Select(Magnitude(), Tune()), {Need.GRAM}),
         (Select(SecondMoment()), {Need.GRAM}),
         (Principal(), {Need.GRAM}),
     ],
@@ -233,10 +343,39 @@ def test_a_crossing_without_a_moment_counts_all_directions_alike() -> None:
 
 
 def test_blocks_are_left_out_by_place_or_by_influence() -> None:
-    influence = [0.9, 0.2, 0.2, 0.1, 0.8]
-    assert LastBlocks().dropped(0, influence) == []
-    assert LastBlocks().dropped(3, influence) == [2, 3, 4]
-    assert LeastInfluence().dropped(0, influence) == []
-    assert LeastInfluence().dropped(2, influence) == [2, 3]  # of two alike the later one
-    assert LeastInfluence().dropped(3, influence) == [1, 2, 3]
+    blocks = Blocks([0.9, 0.2, 0.2, 0.1, 0.8], len)
+    assert LastBlocks().dropped(0, blocks) == []
+    assert LastBlocks().dropped(3, blocks) == [2, 3, 4]
+    assert LeastInfluence().dropped(0, blocks) == []
+    assert LeastInfluence().dropped(2, blocks) == [2, 3]  # of two alike the later one
+    assert LeastInfluence().dropped(3, blocks) == [1, 2, 3]
     assert LeastInfluence().needs == {Need.INFLUENCE}
+
+
+LOSSES = {(): 4.0, (0,): 3.9, (1,): 3.9, (2,): 5.0, (0, 1): 4.2, (1, 2): 3.95, (0, 2): 1.0, (0, 1, 2): 9.0}
+
+
+def measured(gone: frozenset[int]) -> float:
+    return LOSSES[tuple(sorted(gone))]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "expected"), [(0.0, [1]), (0.012, [1]), (0.013, [1, 2]), (1.0, [1, 2]), (2.0, [1, 2, 0])]
+)
+def test_blocks_go_one_by_one_while_the_loss_allows_it(tolerance: float, expected: list[int]) -> None:
+    """Of two alike the later one; the best pair is not seen, as neither of it is the best first one. The best loss so far is 3.9."""
+    found = LeastLoss(tolerance).dropped(3, Blocks([0.0] * 3, measured))
+    assert found == expected
+    assert LeastLoss(tolerance).dropped(1, Blocks([0.0] * 3, measured)) == expected[:1]
+    best = measured(frozenset())
+    for count in range(len(found)):
+        loss = measured(frozenset(found[: count + 1]))
+        assert loss <= best * (1 + tolerance)
+        best = min(best, loss)
+
+
+def test_tolerance_is_a_share_from_zero_on() -> None:
+    assert LeastLoss().needs == {Need.LOSS}
+    for tolerance in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"tolerance .* must be finite and not below 0"):
+            LeastLoss(tolerance)

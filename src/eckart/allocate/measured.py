@@ -27,7 +27,7 @@ class GreedyByLoss:
 
     A step is one of ``steps`` equal parts of a bond's units, the last one as much as is wanted; one part stays. After every step only the
     bond with the lowest figure is measured again, and taken if it still has the lowest: figures of earlier rounds stand for lower bounds,
-    which they are where a bond costs the more, the less is left of the others. Ties go to the first name.
+    which those of whole steps are where a bond costs the more, the less is left of it and of the others. Ties go to the first name.
 
     >>> class Squares:  # every unit that is gone costs its bond's figure, times how many are gone there
     ...     def loss(self, name: str, rank: int) -> float:

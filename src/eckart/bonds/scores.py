@@ -143,10 +143,10 @@ class Gain:
 class Condition:
     """How much the condition ``||Z||_F ||Z^+||_F`` of ``Z = W diag(sqrt(mean x^2))`` changes when a unit's column goes, up or down.
 
-    W are the readers. The pseudo-inverse is floored: each of the min(m, k) singular values counts ``1 / (s_i^2 + f^2)`` in
-    ``||Z^+||_F^2``, f being the share ``floor`` of the largest. One decomposition serves all columns: with a_j the j-th row of V and
-    ``d_i = s_i^2 + f^2``, column j of a wide Z adds ``sum_i a_ji^2 s_i^2 / d_i^2`` over ``1 - sum_i a_ji^2 s_i^2 / d_i`` when it goes;
-    that of a Z with no more columns than rows takes away ``sum_i a_ji^2 / d_i^2`` over ``sum_i a_ji^2 / d_i``, and a singular value.
+    W are the readers. The pseudo-inverse is floored: in ``||Z^+||_F^2`` each of the min(m, k) singular values counts ``1 / (s_i^2 + f^2)``,
+    f being the share ``floor`` of the largest. One decomposition serves all columns: with a_j the j-th row of V and ``d_i = s_i^2 + f^2``,
+    column j of a wide Z adds ``sum_i a_ji^2 s_i^2 / d_i^2`` over ``1 - sum_i a_ji^2 s_i^2 / d_i`` when it goes; that of a Z with no more
+    columns than rows takes away ``sum_i a_ji^2 / d_i^2`` over ``sum_i a_ji^2 / d_i``, and a singular value.
 
     A condition is blind to size: it is the same for Z and 2 Z. Units of several directions are not supported: ``ValueError``.
 
