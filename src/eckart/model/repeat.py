@@ -57,6 +57,12 @@ def check_repeated(
             )
         _check_bonds(certificate.bonds, made.bonds, ledger)
         _check_matrices(certificate.matrices, made.matrices, ledger)
+        _check_sizes(certificate.target_bytes, made.target_bytes, ledger)
+        _check_sizes(certificate.file_bytes, made.file_bytes, ledger)
+        same = certificate.untouched == made.untouched
+        ledger.check("untouched", same, "the list of matrices left alone is not the right one")
+        same = certificate.kept == made.kept
+        ledger.check("ranks", same, f"the ranks taken are recorded as {certificate.kept}, but are {made.kept}")
         ledger.check(
             "blocks",
             certificate.dropped == made.dropped,
@@ -85,6 +91,10 @@ def _check_bonds(told: tuple[BondRecord, ...], made: tuple[BondRecord, ...], led
         ledger.check("bonds", same(record) == same(found), f"{name}: what is left of the bond is not as recorded")
         if record.bound is not None and found.bound is not None:
             _check_bound(name, record.bound, found.bound, ledger)
+
+
+def _check_sizes(told: tuple[int, int], made: tuple[int, int], ledger: Ledger) -> None:
+    ledger.check("sizes", told == made, f"the bytes before and after are recorded as {told}, but are {made}")
 
 
 def _check_matrices(told: tuple[MatrixRecord, ...], made: tuple[MatrixRecord, ...], ledger: Ledger) -> None:
