@@ -196,6 +196,17 @@ def test_without_eckart_what_save_pretrained_wrote_fails_as_well(
     assert "mismatch" in stranger.error_of(tmp_path)
 
 
+@pytest.mark.parametrize("recipe", ["magnitude", "eora", "curing", "sparsegpt"])
+def test_without_eckart_other_formats_fail_as_well(
+    recipe: str, shelf: Shelf, stranger: Stranger, tmp_path: Path
+) -> None:
+    eckart.compress(shelf.source("llama"), tmp_path / "out", keep=0.7, recipe=recipe, tokens=128, window=32)
+    assert operators(load(tmp_path / "out"))
+    said = stranger.error_of(tmp_path / "out")
+    assert said.startswith("RuntimeError")
+    assert "mismatch" in said
+
+
 def test_without_eckart_a_script_ends_with_an_error(shelf: Shelf, stranger: Stranger) -> None:
     status, said = stranger.exit_of(shelf.compressed("gpt2 embedding"))
     assert status == 1

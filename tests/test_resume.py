@@ -60,6 +60,14 @@ part = "Tune"
 part = "GreedyByLoss"
 steps = 4
 """
+# Of other formats than factors, with what is called for every matrix.
+FORMATS: dict[str, str] = {
+    "magnitude": "prune:Prune",
+    "wanda": "prune:Prune",
+    "sparsegpt": "prune:BrainSurgeon",
+    "eora": "compensated:Compensated",
+    "curing": "columns_rows:ColumnsRows",
+}
 APPEND = "eckart.model.journal:Journal._append"
 CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "after"}
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
@@ -85,7 +93,8 @@ class Ground:
 
     def command(self, out: Path, variant: str, *changes: object, model: Path | None = None) -> list[object]:
         """The command line; of an option that is given twice the last one counts."""
-        options = [str(self.folder / o) if o.endswith(".toml") else o for o in (VARIANTS | BONDS)[variant]]
+        own = (VARIANTS | BONDS).get(variant, ("--recipe", variant))
+        options = [str(self.folder / o) if o.endswith(".toml") else o for o in own]
         text = ("--calibration", self.text, *CALIBRATED)
         return ["compress", model or self.model, "-o", out, "--keep", "0.7", *text, *options, *changes]
 
@@ -177,6 +186,18 @@ def test_killed_in_every_stage_of_one_run(ground: Ground, killer: Killer, out: P
     for place in stages:
         was_killed(killer(*command, **place), out)
     ended(killer(*command), out, ground.undisturbed(variant))
+
+
+@pytest.mark.parametrize("recipe", FORMATS)
+def test_killed_among_the_matrices_of_a_block(ground: Ground, killer: Killer, out: Path, recipe: str) -> None:
+    command = [*ground.command(out, recipe), "--keep", "0.75"]
+    prepare = {"function": f"eckart.approx.{FORMATS[recipe]}.prepare", "call": 9, "when": "after"}
+    for place in (prepare, WRITE):
+        was_killed(killer(*command, **place), out)
+    assert cli(*ground.command(out.parent / "peace", recipe), "--keep", "0.75").code == 0
+    expected = tree(out.parent / "peace")
+    shutil.rmtree(out.parent / "peace")
+    ended(killer(*command), out, expected)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,10 @@ class OperatorQuantizer(HfQuantizer):
         retie(model, self.quantization_config.modules)
         return model
 
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        share_buffers(model, self.quantization_config.modules)
+        return model
+
     def is_serializable(self) -> bool:
         """Saving writes the operators back as they are."""
         return True
@@ -130,14 +134,35 @@ def features(module: nn.Module) -> tuple[int, int]:
 
 
 def retie(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
-    """Extend the model's table of tied parameters to the further tensors of an operator that two modules share."""
-    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    """Extend the model's table of tied parameters to the further tensors of an operator that two modules share.
+
+    transformers ties parameters alone. Buffers of the second module are neither loaded nor saved: ``share_buffers`` puts the first
+    one's in their place.
+    """
     further: dict[str, str] = {}
-    for copy, source in ties.items():
-        owner, twin = source.rpartition(".")[0], copy.rpartition(".")[0]
-        if owner in modules and twin in modules:
-            for name in model.get_submodule(owner).layout[1:]:
+    for owner, twin in shared(model, modules):
+        parameters = dict(model.get_submodule(owner).named_parameters(recurse=False))
+        for name in model.get_submodule(owner).layout[1:]:
+            if name in parameters:
                 further[f"{twin}.{name}"] = f"{owner}.{name}"
+            else:
+                model.get_submodule(twin).register_buffer(
+                    name, model.get_submodule(twin).get_buffer(name), persistent=False
+                )
     if further:
-        model.all_tied_weights_keys = ties | further
+        model.all_tied_weights_keys = dict(model.all_tied_weights_keys) | further
         model._tied_weights_keys = dict(model._tied_weights_keys or {}) | further  # what saving looks at
+
+
+def share_buffers(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give modules that share an operator the same buffers, once they are loaded."""
+    for owner, twin in shared(model, modules):
+        for name, buffer in model.get_submodule(owner).named_buffers(recurse=False):
+            setattr(model.get_submodule(twin), name, buffer)
+
+
+def shared(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Pairs of modules of which the second one holds the operator of the first."""
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    pairs = dict.fromkeys((source.rpartition(".")[0], copy.rpartition(".")[0]) for copy, source in ties.items())
+    return [(owner, twin) for owner, twin in pairs if owner in modules and twin in modules]

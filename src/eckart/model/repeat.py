@@ -67,6 +67,12 @@ def check_repeated(
             )
         _check_bonds(certificate.bonds, made.bonds, ledger)
         _check_matrices(certificate.matrices, made.matrices, ledger)
+        _check_sizes(certificate.target_bytes, made.target_bytes, ledger)
+        _check_sizes(certificate.file_bytes, made.file_bytes, ledger)
+        same = certificate.untouched == made.untouched
+        ledger.check("untouched", same, "the list of matrices left alone is not the right one")
+        same = certificate.kept == made.kept
+        ledger.check("ranks", same, f"the ranks taken are recorded as {certificate.kept}, but are {made.kept}")
         ledger.check(
             "blocks",
             certificate.dropped == made.dropped,
@@ -112,6 +118,10 @@ def _check_removals(told: tuple[Removal, ...], made: tuple[Removal, ...], ledger
 
 def _alike(told: float, found: float) -> bool:
     return abs(told - found) <= FIGURES * abs(found)
+
+
+def _check_sizes(told: tuple[int, int], made: tuple[int, int], ledger: Ledger) -> None:
+    ledger.check("sizes", told == made, f"the bytes before and after are recorded as {told}, but are {made}")
 
 
 def _check_matrices(told: tuple[MatrixRecord, ...], made: tuple[MatrixRecord, ...], ledger: Ledger) -> None:
