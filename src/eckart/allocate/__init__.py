@@ -6,6 +6,7 @@ from eckart.allocate.influence import Entropic
 from eckart.allocate.later import Later, LeastInfluential
 from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
+from eckart.allocate.proportional import Proportional
 from eckart.allocate.slots import (
     Allocation,
     Allocator,
@@ -33,6 +34,7 @@ __all__ = [
     "LeastInfluential",
     "Level",
     "ListedSlot",
+    "Proportional",
     "Slot",
     "Threshold",
     "Uniform",

@@ -84,7 +84,7 @@ class Narrow:
             raise ValueError("a narrower stream changes every other bond: narrow it by itself")
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
-        if Need.SENSITIVITY in self.allocate.needs:
+        if self.allocate.needs & {Need.SENSITIVITY, Need.FORWARD_SENSITIVITY}:
             raise ValueError("how the loss answers to narrower bonds is not measured: allocate by another rule")
 
     @property

@@ -23,6 +23,7 @@ from eckart.model.fitting import Fitted, fit_all
 from eckart.model.influence import block_influence
 from eckart.model.journal import Journal
 from eckart.model.layout import bytes_of, forms_of, layout, modules_entry, output_bytes
+from eckart.model.noise import block_slopes
 from eckart.model.output import (
     Outcome,
     check_free,
@@ -35,9 +36,10 @@ from eckart.model.output import (
     write_weights,
 )
 from eckart.model.progress import Progress, peak_memory, quiet
+from eckart.model.room import scratch_bytes
 from eckart.model.run import Request, Run, environment, seeded
 from eckart.model.skeleton import Skeleton
-from eckart.model.survey import measure_columns, measure_curves, predicted_error, scratch_bytes, spectra, survey
+from eckart.model.survey import measure_columns, measure_curves, predicted_error, spectra, survey
 from eckart.model.targets import Target, Untouched, find_targets
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text, window_length
@@ -260,14 +262,15 @@ def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None
     slots = {target.name: target.slot(approx) for target in run.targets}
     if Need.SPECTRA in run.recipe.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
-    if Need.INFLUENCE in run.recipe.allocate.needs:
-        influence = block_influence(run)
-        slots = {
-            target.name: replace(
-                slots[target.name], importance=None if target.block is None else influence[target.block]
-            )
-            for target in run.targets
-        }
+    for need, measured in ((Need.INFLUENCE, block_influence), (Need.FORWARD_SENSITIVITY, block_slopes)):
+        if need in run.recipe.allocate.needs:
+            each = measured(run)
+            slots = {
+                target.name: replace(
+                    slots[target.name], importance=None if target.block is None else each[target.block]
+                )
+                for target in run.targets
+            }
     if Need.SENSITIVITY not in run.recipe.allocate.needs:
         own = _within_budget(run, run.recipe.allocate, slots)
         return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}

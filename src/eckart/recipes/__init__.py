@@ -5,6 +5,7 @@ from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import (
     asvd,
     curing,
+    ecoflap,
     eora,
     fwsvd,
     llm_rom,
@@ -22,6 +23,7 @@ __all__ = [
     "Recipe",
     "asvd",
     "curing",
+    "ecoflap",
     "eora",
     "fwsvd",
     "greedy_output",

@@ -11,6 +11,7 @@ from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, s
 from eckart.recipes.compress import (
     asvd,
     curing,
+    ecoflap,
     eora,
     fwsvd,
     llm_rom,
@@ -50,6 +51,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("eora", "compress", eora),
         Recipe("magnitude", "compress", magnitude),
         Recipe("wanda", "compress", wanda),
+        Recipe("ecoflap", "compress", ecoflap),
         Recipe("sparsegpt", "compress", sparsegpt),
         Recipe("slicegpt", "compress", slicegpt),
         Recipe("modegpt", "compress", modegpt),
