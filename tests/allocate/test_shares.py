@@ -138,6 +138,11 @@ def test_what_lies_outside_of_blocks_stays_dense() -> None:
     with pytest.raises(BudgetError) as error:
         Later()(slots, 24 * 40 * 2 + 10 * 2 * 64 - 1)
     assert error.value.smallest == 24 * 40 * 2 + 10 * 2 * 64
+    head = {"head": slots["head"]}
+    with pytest.raises(BudgetError) as error:
+        Later()(head, 24 * 40 * 2 - 1)
+    assert error.value.smallest == 24 * 40 * 2
+    assert Later()(head, 24 * 40 * 2).ranks == {"head": None}
     for least in (-0.1, 1.0):
         with pytest.raises(ValueError, match="least"):
             Later(least)

@@ -284,7 +284,14 @@ def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, AnySlot]) 
     """Allocate so that the bytes of the targets, or those of the files with their headers, stay within the request."""
     total = sum(slot.dense_bytes for slot in slots.values())
     if run.request.keep is not None:
-        return allocate(slots, int(run.request.keep * total))
+        try:
+            return allocate(slots, int(run.request.keep * total))
+        except BudgetError as error:
+            share = math.ceil(1e4 * error.smallest / total) / 1e4
+            raise EckartError(
+                f"--keep is {run.request.keep:g}, but with the least that this recipe spreads over these matrices {share:.4f} of the bytes "
+                "remain: give at least that, or name other matrices"
+            ) from error
     assert run.request.size is not None
     # Headers depend on the ranks (a dense matrix has one entry, a factored one two), so budget and header are settled in turn.
     best = Allocation(smallest(slots))
