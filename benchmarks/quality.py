@@ -113,7 +113,7 @@ def runs() -> Iterator[Run]:
                 for ranks in RANKS if method in SPREAD else ("own",):
                     if method in SPREAD and ranks == "own":
                         continue
-                    needs = recipe.make().needs or (ranks == "allocated")
+                    needs = recipe.make().reads_text or (ranks == "allocated")
                     for draw in draws if needs else (0,):
                         yield Run(model, method, ranks, keep, draw)
 

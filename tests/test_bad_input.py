@@ -461,6 +461,22 @@ def test_a_text_that_is_too_short(model: Path, tmp_path: Path, out: Path) -> Non
     told(refused("eval", model, "--text", path), path, "fewer than two tokens")
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--ranks", "allocated")], ids=" ".join)
+def test_a_rank_beyond_the_tokens(model: Path, text: Path, out: Path, options: tuple[str, ...]) -> None:
+    """What a metric of second moments has not seen would be left to chance; the size of each entry is known from any text."""
+    command = ("compress", model, "-o", out, "--keep", "0.9", "--ranks", "uniform", "--calibration", text, *options)
+    windows = ("--window", "2", "--restart", "--tokens")
+    outcome = cli(*command, *windows, 2)
+    assert outcome.code == 2
+    told(outcome.sentence, "what is left of model.layers.", "its 2 tokens are too few", "--tokens", "--calibration")
+    least = int(outcome.sentence.split("at least ")[1].split()[0])
+    if "allocated" not in options:
+        assert cli(*command, *windows, least - 1).code == 2
+        assert cli(*command, *windows, least).code == 0
+        out = out.with_name("asvd")
+    assert cli(*compress(model, out, "--recipe", "asvd", "--calibration", text, *windows, 2)).code == 0
+
+
 def test_a_text_of_two_tokens_has_one_to_predict(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "two.txt"
     path.write_text(next(text for text in ("ab", "a b", "a a", "the miller", "qz") if len(ids_for(model, text)) == 2))
@@ -604,6 +620,19 @@ def test_the_smallest_size_is_said_and_works(model: Path, text: Path, out: Path,
     outcome = cli("compress", model, "-o", out, "--bytes", said, *rest)
     assert outcome.code == 0, outcome.err
     assert sum(path.stat().st_size for path in out.glob("*.safetensors")) == said
+
+
+@pytest.mark.parametrize("option", ["--keep", "--bytes"])
+def test_a_recipe_that_leaves_all_of_it_dense_says_so(model: Path, text: Path, out: Path, option: str) -> None:
+    """Only blocks pay under this recipe, and what is named lies outside of them."""
+    whole = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    value, words = (0.5, ["1.0000"]) if option == "--keep" else (whole - 1000, ["more"])
+    rest = ("--recipe", "llm-rom", "--only", "lm_head", "--calibration", text, *CALIBRATED)
+    outcome = cli("compress", model, "-o", out, option, value, *rest)
+    assert outcome.code == 2
+    told(outcome.sentence, f"{option} is", "give", "--ranks uniform", *words)
+    outcome = cli("compress", model, "-o", out, option, value, *rest, "--ranks", "uniform", "--restart")
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize("size", range(45_000, 62_000, 2_777))

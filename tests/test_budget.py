@@ -226,23 +226,6 @@ def test_less_than_the_smallest_possible_is_refused_with_that_figure(sources: Pa
     assert {entry["rank"] for entry in matrices(tmp_path / "out")} == {1}
 
 
-@pytest.mark.parametrize("recipe", ["llm-rom", "ecoflap", "curing"])
-@pytest.mark.parametrize("only", [("lm_head",), ("lm_head", "q_proj")])
-def test_what_a_recipe_leaves_dense_is_told_where_too_little_is_kept(
-    recipe: str, only: tuple[str, ...], sources: Path, text: Path, tmp_path: Path
-) -> None:
-    """The head lies outside of all blocks, and only blocks pay."""
-    old = [s for n, (_, s) in specs(sources / "llama").items() if n.endswith(tuple(f"{key}.weight" for key in only))]
-    head = next(s for n, (_, s) in specs(sources / "llama").items() if n == "lm_head.weight")
-    least = math.prod(head) / sum(map(math.prod, old))
-    with pytest.raises(eckart.EckartError, match="name other matrices") as told:
-        eckart.compress(
-            sources / "llama", tmp_path / "out", keep=0.3, recipe=recipe, only=only, calibration=text, tokens=128
-        )
-    share = next(float(word) for word in str(told.value).split() if word.startswith(("0.", "1.")) and word != "0.3,")
-    assert least <= share <= (least + 0.1 if len(only) > 1 else 1)
-
-
 # ---- --bytes ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,13 +18,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import eckart
-from eckart.allocate import Level, Uniform
-from eckart.bonds.choosing import Principal, Select
+from eckart.allocate import Entropic, Level, Threshold, Uniform
+from eckart.approx import LowRank
+from eckart.bonds.choosing import Chosen, Principal, Select
+from eckart.bonds.crossing import Crossing
 from eckart.bonds.depth import LastBlocks
 from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.certificate import Certificate
-from eckart.model.compression import Narrow, Paper, Statistics
+from eckart.model.compression import Compress, Narrow, Paper, Statistics
+from eckart.recipes import modegpt
+from eckart.stats import Need, Plain, RootMeanSquare
 
 DECLARED = ("llama", "llama_tied", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "phi")
 NORMALISED = ("qwen3", "gemma3")  # queries and keys: their bond has no symmetry
@@ -151,6 +157,10 @@ def test_widths_of_their_own_need_the_loader(model: Path, text: Path, tmp_path: 
         gone = [i for i in range(record.size) if i not in (record.kept or ())]
         state[end.tensor].index_fill_(end.axis, torch.tensor(gone), 0.0)
     assert far(logits(loaded(tmp_path / "out")), logits(stock)) < 1e-5
+    told = refused("densify", tmp_path / "out", "-o", tmp_path / "dense", out=tmp_path / "dense")
+    assert f"{next(iter(modules))} has a width of its own" in told
+    assert "Level in [allocate]" in told
+    assert "densify" not in (tmp_path / "out" / "README.md").read_text()
     edit_json(tmp_path / "out" / "config.json", lambda table: table["quantization_config"]["modules"].popitem()[1])
     with pytest.raises(RuntimeError):  # a stock shape is refused
         loaded(tmp_path / "out")
@@ -185,6 +195,22 @@ def test_narrower_heads_are_put_back_in_their_places(model: Path, text: Path, tm
             assert record.bound.achieved <= 1.001 * record.bound.lower + 1e-4 * record.bound.scale
     assert done.target_bytes[1] <= 0.9 * done.target_bytes[0]
     assert done.losses["narrowed"] == pytest.approx(done.losses["original"], abs=1.0)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"], indirect=True)
+def test_one_width_for_all_blocks_makes_a_stock_checkpoint_again(model: Path, text: Path, tmp_path: Path) -> None:
+    recipe = modegpt(allocate=Level())
+    narrow(model, tmp_path / "out", recipe, text, keep=0.85)
+    assert "eckart densify" in (tmp_path / "out" / "README.md").read_text()
+    dense = eckart.densify(tmp_path / "out", tmp_path / "dense")
+    assert "quantization_config" not in config(dense)
+    assert far(logits(loaded(dense)), logits(loaded(tmp_path / "out"))) < 1e-5
+    stored = {
+        name: entry["operator"] for name, entry in config(tmp_path / "out")["quantization_config"]["modules"].items()
+    }
+    rows = {row.name: row for row in eckart.inspect(tmp_path / "out").rows}
+    assert {rows[name].operator for name in stored} == {"row_sparse", "transposed"}
+    assert "row sparse" in cli("inspect", tmp_path / "out").out
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt_neox"], indirect=True)
@@ -226,6 +252,9 @@ def test_a_sliced_stream_is_the_original_with_projected_writers(model: Path, tex
     assert bound is not None
     assert "model.embed_tokens" not in [entry.name for entry in done.untouched]
     assert bound.lower == pytest.approx(bound.achieved, rel=1e-6)
+    told = refused("densify", tmp_path / "out", "-o", tmp_path / "dense", out=tmp_path / "dense")
+    assert "is a stock checkpoint already" in told
+    assert len(eckart.inspect(tmp_path / "out").rows) > 4
     assert 0 < bound.relative < 1
 
 
@@ -303,6 +332,60 @@ def test_blocks_and_units_go_together(model: Path, text: Path, tmp_path: Path) -
     assert loaded(tmp_path / "out").config.num_hidden_layers == 2
 
 
+HIDDEN = ("*.mlp.*",)
+
+
+def keep_of_units(model: Path, keep: float) -> float:
+    """The share with which hidden units alone come to the widths that they have where other maps pay their own."""
+    sizes = {name: tensor.nbytes for name, tensor in load_file(model / "model.safetensors").items() if tensor.ndim == 2}
+    inside = {name: size for name, size in sizes.items() if ".layers." in name or ".h." in name}
+    other = sum(size for name, size in inside.items() if ".mlp." not in name)
+    total = sum(inside.values())
+    return (math.floor(keep * total) - math.ceil(keep * other) + other) / total + 1e-9
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2", "qwen2"], indirect=True)
+@pytest.mark.parametrize("statistics", list(Statistics))
+def test_maps_beside_bonds_are_those_of_a_recipe_of_matrices(
+    model: Path, statistics: Statistics, text: Path, tmp_path: Path
+) -> None:
+    """Attention as a recipe of matrices leaves it, hidden units as a recipe of bonds does, in one checkpoint."""
+    maps = Compress(paper=OWN, metric=RootMeanSquare(), approx=LowRank(), statistics=Statistics.ORIGINAL)
+    units = Select(SecondMoment(), refit=True)
+    both = Narrow(paper=OWN, hidden=units, maps=maps, statistics=statistics)
+    done = narrow(model, tmp_path / "both", both, text, keep=0.6)
+    only = narrow(model, tmp_path / "units", replace(both, maps=None), text, keep=keep_of_units(model, 0.6))
+    beside = eckart.compress(
+        model, tmp_path / "maps", recipe=maps, keep=0.6, calibration=text, exclude=HIDDEN, **OPTIONS
+    )
+    assert done.bonds == only.bonds
+    assert done.matrices == beside.matrices
+    assert done.target_bytes[1] == only.target_bytes[1] - beside.target_bytes[0] + beside.target_bytes[1]
+    made, units_made, maps_made = (load_file(tmp_path / f / "model.safetensors") for f in ("both", "units", "maps"))
+    touched = {
+        name
+        for name in maps_made
+        if name.rpartition(".")[0] in config(tmp_path / "maps")["quantization_config"]["modules"]
+    }
+    assert touched
+    assert made.keys() == (units_made.keys() - touched) | maps_made.keys()
+    assert all(torch.equal(made[name], (maps_made if name in touched else units_made)[name]) for name in made)
+    whole = loaded(tmp_path / "both")
+    assert far(logits(whole), logits(loaded(tmp_path / "units"))) > 1e-3
+    assert eckart.verify(tmp_path / "both", model, calibration=text).failures == ()
+
+
+def test_maps_of_blocks_that_are_left_out_are_not_approximated(ground: Path, text: Path, tmp_path: Path) -> None:
+    maps = Compress(paper=OWN, metric=Plain(), approx=LowRank())
+    recipe = Narrow(paper=OWN, depth=LastBlocks(), hidden=Select(Magnitude()), share=0.9, maps=maps)
+    done = narrow(ground, tmp_path / "out", recipe, text, keep=0.5)
+    assert len(done.dropped) == 1
+    assert done.matrices
+    assert not any(matrix.name.startswith(done.dropped[0]) for matrix in done.matrices)
+    assert done.target_bytes[1] <= 0.5 * done.target_bytes[0]
+    assert loaded(tmp_path / "out").config.num_hidden_layers == 2
+
+
 # ---- checked again, and refused ---------------------------------------------------------------------------------------
 
 
@@ -311,7 +394,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ARCHITECTURES["llama"](tmp_path_factory.mktemp("ground") / "model")
 
 
-RECIPES = ("modegpt", "slicegpt", "greedy-output", "shortgpt", "layer-drop", "shrink-width")
+RECIPES = ("modegpt", "slicegpt", "greedy-output", "lorap", "shortgpt", "layer-drop", "shrink-width")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -328,6 +411,21 @@ def test_every_result_is_verified(recipe: str, ground: Path, text: Path, tmp_pat
     by_itself = eckart.verify(tmp_path / "out", ground)
     assert by_itself.holds
     assert bool(by_itself.not_rechecked) == bool(done.losses)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_where_everything_may_stay_nothing_changes(recipe: str, ground: Path, text: Path, tmp_path: Path) -> None:
+    done = narrow(ground, tmp_path / "out", recipe, text, keep=1.0)
+    assert (done.bonds, done.dropped) == ((), ())
+    assert done.target_bytes[0] == done.target_bytes[1]
+    stored, old = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", ground))
+    assert stored.keys() == old.keys()
+    assert all(torch.equal(stored[name], old[name]) for name in old)
+    assert config(tmp_path / "out") == config(ground)
+    needs_text = eckart.recipe(recipe).make().reads_text
+    told = eckart.verify(tmp_path / "out", ground, calibration=text if needs_text else None)
+    assert told.failures == ()
+    assert told.checked["tensors made again"] == len(stored)
 
 
 Damage = Callable[[Path], object]
@@ -381,6 +479,14 @@ def test_another_text_is_refused(ground: Path, text: Path, tmp_path: Path) -> No
     other = calibration_text(tmp_path / "other.txt", repeat=5)
     with pytest.raises(EckartError, match="is not the calibration text that was recorded"):
         eckart.verify(tmp_path / "out", ground, calibration=other)
+    with pytest.raises(EckartError, match=r"absent\.txt cannot be read"):
+        eckart.verify(tmp_path / "out", ground, calibration=tmp_path / "absent.txt")
+    with pytest.raises(EckartError, match="needs the original as well: name it with --against"):
+        eckart.verify(tmp_path / "out", calibration=text)
+    assert "name it with --calibration" in eckart.verify(tmp_path / "out", ground).not_rechecked[0]
+    narrow(ground, tmp_path / "plain", "layer-drop", text, keep=0.7)
+    with pytest.raises(EckartError, match=r"no calibration text was used for .*: leave --calibration out"):
+        eckart.verify(tmp_path / "plain", ground, calibration=text)
 
 
 @pytest.mark.parametrize(
@@ -426,6 +532,44 @@ def test_bonds_that_cannot_be_narrowed_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_score_that_takes_no_pairs_is_refused_with_the_way_out(ground: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys.toml").write_text(
+        '[keys]\npart = "Select"\n[keys.score]\npart = "Gain"\n[allocate]\npart = "Level"\n'
+    )
+    told = refused(
+        *("compress", ground, "-o", tmp_path / "out", "--keep", "0.9", "--recipe", tmp_path / "keys.toml"),
+        *("--calibration", text, *CALIBRATED),
+    )
+    assert "the bond model.layers.0.keys.0 cannot be narrowed so" in told
+    assert "another rule, such as SecondMoment" in told
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bond"), [("modegpt", "hidden"), ("greedy-output", "hidden"), ("slicegpt", "residual")]
+)
+@pytest.mark.parametrize("window", [2, 4])
+def test_more_than_the_tokens_can_fit_is_refused_with_the_number_that_will_do(
+    recipe: str, bond: str, window: int, ground: Path, text: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"recipe": recipe, "keep": 0.9, "calibration": text, "window": window, "restart": True}
+    with pytest.raises(
+        EckartError, match=f"what is left of .*{bond} is fitted .* its {window} tokens are too few"
+    ) as error:
+        eckart.compress(ground, tmp_path / "out", tokens=2, **options)
+    least = int(str(error.value).split("at least ")[1].split()[0])
+    with pytest.raises(EckartError, match=f"its {least - window} tokens are too few .* at least {least}"):
+        eckart.compress(ground, tmp_path / "out", tokens=least - 1, **options)
+    done = eckart.compress(ground, tmp_path / "out", tokens=least, **options)
+    norms = 7 if recipe == "slicegpt" else 1
+    assert (least - window) * norms < max(record.rank for record in done.bonds) <= least * norms
+
+
+def test_where_nothing_is_fitted_any_tokens_will_do(ground: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(paper=OWN, hidden=Select(SecondMoment()))
+    done = eckart.compress(ground, tmp_path / "out", recipe=recipe, keep=0.9, calibration=text, tokens=2, window=2)
+    assert max(record.rank for record in done.bonds) > 2
+
+
 @pytest.mark.parametrize("model", NORMALISED, indirect=True)
 def test_bonds_without_a_symmetry_are_left_as_they_are(model: Path, text: Path, tmp_path: Path) -> None:
     done = narrow(model, tmp_path / "out", "modegpt", text)
@@ -449,6 +593,27 @@ def test_recipes_of_bonds_are_put_together_sensibly() -> None:
     for share in (0.0, 1.1):
         with pytest.raises(ValueError, match="share"):
             Narrow(paper=OWN, depth=LastBlocks(), share=share)
+    with pytest.raises(ValueError, match="select its channels without a refit"):
+        Narrow(paper=OWN, stream=Select(SecondMoment(), refit=True))
+    with pytest.raises(ValueError, match="Threshold goes by singular values"):
+        Narrow(paper=OWN, hidden=Select(Magnitude()), allocate=Threshold())
+    with pytest.raises(ValueError, match="Entropic goes by the influence of blocks, and a stream lies in none"):
+        Narrow(paper=OWN, stream=Principal(), allocate=Entropic())
+
+
+def test_a_stream_that_is_not_projected_orthogonally_is_refused(ground: Path, text: Path, tmp_path: Path) -> None:
+    """A choice of one's own may refit as well: what reads the stream is not silently left as it was."""
+
+    @dataclass(frozen=True)
+    class Refitted:
+        needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+        fitted: ClassVar[bool] = True
+
+        def prepare(self, crossing: Crossing) -> Chosen:
+            return Select(SecondMoment(), refit=True).prepare(crossing)
+
+    with pytest.raises(EckartError, match="project it orthogonally"):
+        narrow(ground, tmp_path / "out", Narrow(paper=OWN, stream=Refitted(), allocate=Level(8)), text, keep=0.7)
 
 
 def test_the_record_tells_of_bonds_and_blocks(ground: Path, text: Path, tmp_path: Path) -> None:

@@ -73,6 +73,18 @@ def test_every_recipe_composes_from_its_own_description(key: str) -> None:
         ({"depth": {"part": "LastBlocks"}, "metric": {"part": "Plain"}}, "unknown entry"),
         ({"depth": {"part": "LastBlocks"}, "allocate": {"part": "EqualMarginalLoss"}}, "allocate by another rule"),
         ({"depth": {"part": "LastBlocks"}, "allocate": {"part": "Level", "multiple": 0.5}}, "give a whole number"),
+        (
+            {"depth": {"part": "LastBlocks"}, "allocate": {"part": "Threshold"}},
+            "here: Threshold goes by singular values",
+        ),
+        (
+            {"stream": {"part": "Principal"}, "allocate": {"part": "Entropic"}},
+            "here: Entropic .* a stream lies in none",
+        ),
+        (
+            {"stream": {"part": "Select", "score": {"part": "SecondMoment"}, "refit": True}},
+            "here: a stream is read through norms, .* without a refit",
+        ),
     ],
 )
 def test_what_is_no_recipe_of_bonds_is_named(table: dict[str, object], sentence: str) -> None:

@@ -109,6 +109,16 @@ def test_a_bond_costs_its_units_times_its_price() -> None:
     assert (slot.stored(2), slot.cost(2), slot.cost(None)) == (14, 28, 84)
 
 
+def test_what_lies_outside_of_all_blocks_does_not_pay() -> None:
+    """Also where there is nothing else: the budget is kept, or that is said."""
+    head = {"head": Slot(rows=24, columns=40, itemsize=2)}
+    assert Later()(head, 1920).ranks == {"head": None}
+    with pytest.raises(BudgetError) as error:
+        Later()(head, 1919)
+    assert error.value.smallest == 1920
+    assert Later()({}, 0).ranks == {}
+
+
 # ---- only the last blocks -----------------------------------------------------------------------------------------------
 
 MATRICES = {f"{b}.{k}": Slot(rows=24, columns=40, itemsize=2, block=b) for b in range(5) for k in range(2)}
@@ -138,11 +148,6 @@ def test_what_lies_outside_of_blocks_stays_dense() -> None:
     with pytest.raises(BudgetError) as error:
         Later()(slots, 24 * 40 * 2 + 10 * 2 * 64 - 1)
     assert error.value.smallest == 24 * 40 * 2 + 10 * 2 * 64
-    head = {"head": slots["head"]}
-    with pytest.raises(BudgetError) as error:
-        Later()(head, 24 * 40 * 2 - 1)
-    assert error.value.smallest == 24 * 40 * 2
-    assert Later()(head, 24 * 40 * 2).ranks == {"head": None}
     for least in (-0.1, 1.0):
         with pytest.raises(ValueError, match="least"):
             Later(least)

@@ -3,6 +3,7 @@
 from eckart.allocate.exact import Exact
 from eckart.allocate.greedy import Greedy
 from eckart.allocate.influence import Entropic
+from eckart.allocate.kinds import ValuesFirst
 from eckart.allocate.later import Later, LeastInfluential
 from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
@@ -38,6 +39,7 @@ __all__ = [
     "Slot",
     "Threshold",
     "Uniform",
+    "ValuesFirst",
     "smallest",
     "total_bytes",
     "total_cost",

@@ -82,8 +82,12 @@ def _paid_by(slots: Mapping[str, AnySlot], budget: int, blocks: Sequence[int], l
         left = budget - _dense(rest)
         if left >= max(least * _dense(paying), total_cost(paying, smallest(paying))) or block == blocks[-1]:
             break
+    ranks = dict.fromkeys(slots)
+    left = budget - _dense(rest)
+    if left < 0 and not paying:
+        raise BudgetError(budget, _dense(rest))
     try:
-        return Allocation(dict.fromkeys(slots) | dict(Uniform()(paying, budget - _dense(rest)).ranks))
+        return Allocation(ranks | dict(Uniform()(paying, left).ranks if paying else {}))
     except BudgetError as error:
         raise BudgetError(budget, error.smallest + _dense(rest)) from error
 

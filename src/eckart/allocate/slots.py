@@ -24,7 +24,7 @@ class Slot:
     ``price`` is what one of its bytes counts against the budget: 0 for the second user of a tied matrix; with ``itemsize`` 1,
     how often a matrix is applied where multiplications are the budget. ``ValueError`` where it is no whole number from 0 on.
     ``block`` is the block of the model that it lies in, ``None`` outside of all, and ``importance`` that block's, for allocators that
-    go by it.
+    go by it; ``kind`` is that of the bond inside of the block that the map meets ("keys", "values", "hidden").
 
     >>> slot = Slot(rows=4, columns=6, itemsize=2)
     >>> slot.dense_bytes, slot.max_rank, slot.cost(slot.max_rank), slot.cost(None)
@@ -40,6 +40,7 @@ class Slot:
     price: int = 1
     block: int | None = None
     importance: float | None = None
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.price, int) or self.price < 0:
@@ -134,8 +135,8 @@ class BondSlot:
 class ListedSlot:
     """A matrix of ``dense_bytes`` that may be stored in a format of sizes 1, 2, ..., which take the ``listed`` bytes, rising.
 
-    Its rank is the number of the size, ``None`` dense. ``losses``, from size 0 on, ``price``, ``block`` and ``importance`` are those of
-    ``Slot``.
+    Its rank is the number of the size, ``None`` dense. ``losses``, from size 0 on, ``price``, ``block``, ``importance`` and ``kind`` are
+    those of ``Slot``.
 
     >>> slot = ListedSlot(dense_bytes=100, listed=(40, 70, 110))
     >>> slot.max_rank, slot.cost(2), slot.cost(None), slot.within(75)
@@ -150,6 +151,7 @@ class ListedSlot:
     price: int = 1
     block: int | None = None
     importance: float | None = None
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         if any(a >= b for a, b in pairwise(self.listed)):

@@ -6,6 +6,7 @@ from eckart.approx.low_rank import LowRank
 from eckart.approx.protocol import Approximator, Prepared
 from eckart.approx.prune import BrainSurgeon, Prune
 from eckart.approx.rounding import RoundToNearest
+from eckart.approx.unweighted import Unweighted
 
 __all__ = [
     "Approximator",
@@ -16,4 +17,5 @@ __all__ = [
     "Prepared",
     "Prune",
     "RoundToNearest",
+    "Unweighted",
 ]

@@ -16,6 +16,7 @@ from eckart.approx.protocol import Approximator, Prepared
 from eckart.bound import Bound
 from eckart.fit import Fit
 from eckart.kernels.norms import frobenius_norm, spectral_norm
+from eckart.linalg.formed import rounding_of, widened
 from eckart.metric import Metric
 from eckart.operator import Operator, Sum, in_dtype
 
@@ -37,7 +38,7 @@ class Compensated:
 
     damage: Approximator
     keep: float = 0.6
-    branch: LowRank = LowRank()
+    branch: Approximator = LowRank()
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -105,7 +106,9 @@ class _Compensated:
         scales = {"frobenius": frobenius_norm(self.target), self.metric.name: self.metric.norm(self.target)}
         if spectral:
             scales["spectral"] = spectral_norm(self.target, rng).value
-        bounds = tuple(_of_whole(bound, scales[bound.norm]) for bound in made.bounds)
+        slack = rounding_of(self.target, frobenius_norm(self._missing))
+        own, *others = (_of_whole(bound, scales[bound.norm]) for bound in made.bounds)
+        bounds = widened(own, slack * self.metric.reach), *(widened(bound, slack) for bound in others)
         return Fit(op=op, bounds=bounds, how=f"{made.how}, beside {self.by.damage}")
 
     def error(self, rank: int, rng: Generator) -> float:

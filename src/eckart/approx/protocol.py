@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -29,7 +29,9 @@ class Approximator(Protocol):
     ``exact`` says whether the result is the true minimiser in the metric before its factors are rounded to their dtype.
     """
 
-    exact: ClassVar[bool]
+    @property
+    def exact(self) -> bool:
+        """Whether the minimiser is found, but for rounding."""
 
     def slot(self, rows: int, columns: int, itemsize: int) -> Slot | ListedSlot:
         """The bytes of every size in which a matrix of numbers of ``itemsize`` bytes can be stored."""

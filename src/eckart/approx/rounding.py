@@ -81,9 +81,12 @@ class _Rounded:
         group, most = min(self.by.group, max(1, columns)), 2**self.by.bits - 1
         grouped = F.pad(self.target.to(torch.float64), (0, -columns % group)).reshape(rows, -1, group)
         low, high = grouped.amin(2).clamp(max=0), grouped.amax(2).clamp(min=0)
-        scale = ((high - low) / most).to(dtype)
+        largest = torch.finfo(dtype).max
+        scale = ((high - low) / most).clamp(max=largest).to(dtype)
         step = torch.where(scale > 0, scale, torch.ones_like(scale)).to(torch.float64)
         zero = (-low / step).round().clamp(0, most)
-        codes = (grouped / step[..., None] + zero[..., None]).round().clamp(0, most)
+        there = (largest / step).floor()  # steps from zero that the dtype has
+        codes = (grouped / step[..., None] + zero[..., None]).round()
+        codes = codes.clamp((zero - there).clamp(min=0)[..., None], (zero + there).clamp(max=most)[..., None])
         flat = codes.reshape(rows, -1)[:, :columns].to(torch.int32)
         return Codes.of(flat, scale, zero.to(dtype), bits=self.by.bits, group=self.by.group)

@@ -37,6 +37,10 @@ class Choice(Protocol):
     def needs(self) -> frozenset[Need]:
         """What a crossing must bring."""
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it fits what crosses as it was seen, so that as many vectors must be seen as directions are kept."""
+
     def prepare(self, crossing: Crossing) -> Chosen:
         """Analyse a bond."""
 
@@ -68,6 +72,11 @@ class Select:
     def needs(self) -> frozenset[Need]:
         """What the score needs, and second moments for a refit."""
         return self.score.needs | (frozenset({Need.GRAM}) if self.refit else frozenset())
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there is a refit."""
+        return self.refit
 
     def prepare(self, crossing: Crossing) -> Chosen:
         """Sort the units."""
@@ -121,6 +130,11 @@ class Principal:
     def needs(self) -> frozenset[Need]:
         """Second moments."""
         return frozenset({Need.GRAM})
+
+    @property
+    def fitted(self) -> bool:
+        """Always."""
+        return True
 
     def prepare(self, crossing: Crossing) -> Chosen:
         """Decompose what is read."""

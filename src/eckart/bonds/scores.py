@@ -119,7 +119,9 @@ class Gain:
         """The later a unit is taken, the lower its score."""
         units = crossing.units
         if units.shape[1] != 1:
-            raise ValueError("a greedy choice takes single directions, and these stay or go together")
+            raise ValueError(
+                "a greedy choice takes single directions, and these stay or go together: score them by another rule, such as SecondMoment"
+            )
         left, read = crossing.seen.clone(), crossing.wide
         tiny = len(left) * torch.finfo(torch.float64).eps * float(left.diagonal().max())
         scores = torch.zeros(len(left), dtype=torch.float64)

@@ -236,7 +236,7 @@ def print_spectra(found: Inspection) -> None:
             (
                 row.name,
                 _shape(row.shape),
-                "dense" if row.rank is None else f"rank {row.rank}",
+                row.operator.replace("_", " ") if row.rank is None else f"rank {row.rank}",
                 number(s.stable_rank),
                 number(s.effective_rank),
                 *ranks,

@@ -38,14 +38,15 @@ def psd_root(gram: Tensor) -> Tensor:
 
     From the eigenvectors, ``R = Q diag(sqrt(l))``; directions whose eigenvalue rounding made zero or negative are
     left out, so a rank-deficient matrix gives a narrower root instead of a failure. Only the lower triangle is read, and
-    ``R`` takes the place of the eigenvectors: beside ``gram`` there are 3 n^2 numbers in memory at the most.
+    ``R`` takes the place of the eigenvectors: beside ``gram`` there are 3 n^2 numbers in memory at the most. Where the diagonal is 0
+    so is the row of ``R``, without any rounding.
 
     >>> psd_root(torch.tensor([[4.0, 0.0], [0.0, 0.0]])).abs().round(decimals=9).tolist()
     [[2.0], [0.0]]
     """
     values, vectors = torch.linalg.eigh(gram.to(torch.float64))
     first = int((values <= 0).sum())  # eigenvalues ascend
-    return vectors[:, first:].mul_(values[first:].sqrt())
+    return vectors[:, first:].mul_(values[first:].sqrt()).index_fill_(0, (gram.diagonal() == 0).nonzero()[:, 0], 0.0)
 
 
 def nearly_cholesky(gram: Tensor) -> tuple[Tensor, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Generator, Tensor
 
@@ -37,8 +39,7 @@ def formed_bounds(
     wide = target.to(torch.float64)
     error = wide - in_dtype(op, torch.float64).dense()
     scale, size = frobenius_norm(wide), frobenius_norm(error)
-    # Sums of products inside of an operator, each of as many terms as a row has.
-    slack = EPS * (size + target.shape[1] * (scale + size))
+    slack = rounding_of(target, size)
     found = [] if metric.is_plain else [_in_metric(wide, error, metric, lower, slack)]
     best = lower if metric.is_plain else plain_lower
     found.append(_enclosed("frobenius", best, size, slack, scale))
@@ -50,6 +51,17 @@ def formed_bounds(
             Bound(norm="spectral", lower=None, achieved=norm.value, upper=upper, scale=whole.value, delta=delta)
         )
     return tuple(found)
+
+
+def rounding_of(target: Tensor, size: float) -> float:
+    """What rounding may do to an error of this size that is formed in float64: the operator is sums of as many products as a row has."""
+    return EPS * (size + target.shape[1] * (frobenius_norm(target) + size))
+
+
+def widened(bound: Bound, slack: float) -> Bound:
+    """The same error, known but for ``slack``."""
+    lower = None if bound.lower is None else max(0.0, bound.lower - slack)
+    return replace(bound, lower=lower, upper=bound.upper + slack)
 
 
 def _in_metric(target: Tensor, error: Tensor, metric: Metric, lower: float | None, slack: float) -> Bound:

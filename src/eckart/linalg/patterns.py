@@ -20,7 +20,7 @@ class Pattern(Protocol):
         """How many entries a mask of this size keeps."""
 
     def mask(self, scores: Tensor, size: int, start: int = 0, columns: int | None = None) -> Tensor:
-        """The mask of the highest sum of ``scores`` (m, k), boolean; of ties the entries that come first.
+        """The mask of the highest sum of ``scores`` (m, k), none below 0, boolean; of ties the entries that come first.
 
         ``scores`` may be those of the columns ``start`` to ``start + k`` alone of a matrix that has ``columns``: masks of all such
         parts together keep as many entries as one of the whole.
@@ -113,8 +113,8 @@ class OfGroup:
             raise ValueError(f"group {self.group} must be at least 2")
 
     def sizes(self, columns: int) -> int:
-        """One for each entry of a group."""
-        return self.group
+        """One for each entry of a group; fewer where a row is no longer than that."""
+        return min(self.group, columns)
 
     def kept(self, rows: int, columns: int, size: int) -> int:
         """In whole groups ``size`` each, in what is left over at most so many."""
@@ -133,7 +133,7 @@ class OfGroup:
 
     def tails(self, scores: Tensor) -> Tensor:
         """By sorting every group."""
-        return _tails(self._grouped(scores, 0.0))
+        return _tails(self._grouped(scores, 0.0))[: self.sizes(scores.shape[1]) + 1]
 
     def _grouped(self, scores: Tensor, filling: float) -> Tensor:
         """A row for each group, the shorter ones filled up."""

@@ -9,6 +9,7 @@ from torch import Generator, Tensor
 
 from eckart.fit import Fit
 from eckart.kernels.svd import EPS, LAPACK_SIDE
+from eckart.kernels.symmetric import nearly_cholesky
 from eckart.linalg.formed import formed_bounds
 from eckart.linalg.patterns import Pattern, PerMatrix
 from eckart.metric import Metric
@@ -68,7 +69,7 @@ def brain_surgeon(
     With ``U^T U = (C + damping * mean diag C * I)^-1``, U upper triangular, the error ``e = (w_j - x_j) / U_jj`` of column j is
     taken from those behind it: ``W -= e U_j``. At the begin of each ``block`` of columns its mask is chosen, by the
     largest ``w_ij^2 / U_jj^2`` (for groups at the begin of each group). A column that no input reaches is left out. In a plain or diagonal
-    metric there is nothing to make up for, and the result is that of ``pruned`` but for the blocks.
+    metric there is nothing to make up for, and the result is that of ``pruned`` but for the blocks and the damping.
 
     Source: Hassibi and Stork (1993); column by column with one factor for all rows, Frantar and Alistarh, arXiv:2301.00774.
 
@@ -163,11 +164,13 @@ def _least_share(moment: Tensor, weights: Tensor) -> float:
 
 
 def _inverse_root(moment: Tensor, damping: float) -> Tensor:
-    """U upper triangular with ``U^T U = (C + damping * mean diag C * I)^-1``; where no input arrives C has ones."""
+    """U upper triangular with ``U^T U = (C + damping * mean diag C * I)^-1``; an input that never arrives counts as a mean one."""
     moment = moment.clone()
     diagonal = moment.diagonal()
-    diagonal[diagonal == 0] = 1.0
-    diagonal += damping * diagonal.mean()
-    factor, _ = torch.linalg.cholesky_ex(moment)
-    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
+    mean = float(diagonal.mean())
+    diagonal[diagonal == 0] = mean or 1.0
+    diagonal += damping * mean
+    # C = V V^T for V upper triangular: Cholesky's factor with rows and columns in reverse.
+    factor, _ = nearly_cholesky(moment.flip(0, 1))
+    upper: Tensor = torch.linalg.solve_triangular(factor.flip(0, 1), torch.eye(len(moment)).to(moment), upper=True)
     return upper

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from eckart.allocate.slots import BudgetError, Rank
 from eckart.errors import EckartError
-from eckart.model.compression import Narrow
+from eckart.model.approximation import Approximated, approximate
+from eckart.model.compression import Compress, Narrow
+from eckart.model.entries import entry_of
 from eckart.model.graph import graph_of
 from eckart.model.influence import block_influence
-from eckart.model.layout import Piece
+from eckart.model.layout import Piece, factors_file, names_held
 from eckart.model.narrowing import Narrowed, fit_sites, module_of
 from eckart.model.output import Outcome, with_modules
 from eckart.model.restock import Names, config_of, pieces_of
@@ -38,12 +41,14 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         run.untouched.append(Untouched(site.name, (site.bonds[0].size,), str(site.bonds[0].symmetry)))
         sites.remove(site)
     ranks = _ranks(run, recipe, sites, influence, dropped)
+    run.check_tokens(_fitted(sites, ranks))
     stream = next((site for site in sites if site.block is None), None)
     found = (
         narrow_stream(run, graph, stream, ranks[stream.name])
         if stream
         else fit_sites(run, graph, sites, ranks, dropped)
     )
+    rest = _approximated_beside(run, recipe.maps, sites, found, dropped) if recipe.maps is not None else None
     changed = {module_of(run, tensor) for tensor in found.replaced if tensor in run.checkpoint.tensors}
     run.untouched[:] = [entry for entry in run.untouched if entry.name not in changed]
     names = Names((graph.blocks, run.skeleton.blocks), dropped)
@@ -52,14 +57,41 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
     return Outcome(
         pieces=pieces,
         config=with_modules(config_of(run, graph, sites, ranks, found, dropped), modules),
-        matrices=(),
+        matrices=() if rest is None else rest.matrices,
         bonds=tuple(found.records),
         dropped=tuple(run.skeleton.blocks[block] for block in sorted(dropped)),
         target_bytes=(sum(target.bytes for target in run.targets), _stored_bytes(run, found, dropped, pieces)),
-        losses=found.losses,
+        losses=found.losses if rest is None else {**rest.losses, **found.losses},
         kept=type(recipe.allocate).__name__.lower(),
-        gap=None,
+        gap=None if rest is None else rest.gap,
     )
+
+
+def _approximated_beside(
+    run: Run, recipe: Compress, sites: list[Site], found: Narrowed, dropped: frozenset[int]
+) -> Approximated | None:
+    """The maps that meet none of the narrowed bonds, as a recipe of matrices stores them; they go where the narrower weights are."""
+    met = frozenset[str]().union(*(site.maps for site in sites))
+    targets = [t for t in run.targets if t.block not in dropped and t.disk not in met]
+    if not targets:
+        return None
+    made = approximate(
+        replace(run, recipe=recipe, targets=targets, request=replace(run.request, keep=_share(run, dropped)))
+    )
+    for target in targets:
+        form = made.forms.get(target.name)
+        if form is not None:
+            found.modules[target.name] = entry_of(form)
+            found.replaced[target.disk] = factors_file(made.label, target.block), names_held(target, form)
+    return made
+
+
+def _share(run: Run, dropped: frozenset[int]) -> float:
+    """The share that is kept of what blocks that are left hold."""
+    assert run.request.keep is not None
+    total = sum(target.bytes for target in run.targets)
+    here = sum(target.bytes for target in run.targets if target.block not in dropped)
+    return min(1.0, run.request.keep * total / here)
 
 
 def _dropped(run: Run, recipe: Narrow, influence: list[float]) -> frozenset[int]:
@@ -90,15 +122,29 @@ def _ranks(
     slots = {site.name: site.slot(importance=None if site.block is None else influence[site.block]) for site in sites}
     total = sum(target.bytes for target in run.targets)
     here = sum(target.bytes for target in run.targets if target.block not in dropped)
-    fixed = here - sum(site.dense_bytes for site in sites)
+    own = sum(site.dense_bytes for site in sites)
+    # Maps beside the bonds pay their own share where the recipe approximates them; else they stay, and the bonds pay for all.
+    fixed = here - own if recipe.maps is None else math.ceil(_share(run, dropped) * (here - own))
+    budget = math.floor(run.request.keep * total) - fixed
+    if budget >= own:  # slots count the places of what is left, which are not stored where everything is
+        return dict.fromkeys(slots)
     try:
-        return recipe.allocate(slots, math.floor(run.request.keep * total) - fixed).ranks if slots else {}
+        return recipe.allocate(slots, budget).ranks
     except BudgetError as error:
         share = math.ceil(1e4 * (fixed + error.smallest) / total) / 1e4
         raise EckartError(
             f"--keep is {run.request.keep:g}, but with as little as this recipe can leave on its bonds {share:.4f} of the bytes remain: "
             "give at least that, or take a recipe that narrows more"
         ) from error
+
+
+def _fitted(sites: list[Site], ranks: Mapping[str, Rank]) -> dict[str, int]:
+    """How many tokens it takes to fit what is left of each bond; a stream is seen at every norm."""
+    return {
+        site.name: math.ceil(rank * site.width / max(1, len(site.bonds[0].norms)))
+        for site in sites
+        if site.choice.fitted and (rank := ranks[site.name]) is not None
+    }
 
 
 def _stored_bytes(run: Run, found: Narrowed, dropped: frozenset[int], pieces: Mapping[str, list[Piece]]) -> int:
@@ -112,7 +158,7 @@ def _stored_bytes(run: Run, found: Narrowed, dropped: frozenset[int], pieces: Ma
             continue
         if target.disk in found.replaced:
             file, keys = found.replaced[target.disk]
-            after += sum(made[file, key] for key in keys)
+            after += sum(made[file, key] for key in keys.values())
         else:
             after += target.bytes
     return after

@@ -8,9 +8,9 @@ from enum import Enum
 
 from eckart.allocate import Allocator, Level, Uniform
 from eckart.approx import Approximator
-from eckart.bonds.choosing import Choice
+from eckart.bonds.choosing import Choice, Select
 from eckart.bonds.depth import Depth
-from eckart.stats import MetricRule, Need
+from eckart.stats import WITHOUT_TEXT, MetricRule, Need
 
 
 class Statistics(Enum):
@@ -41,9 +41,14 @@ class Compress:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What its parts need together; empty where no text is wanted."""
+        """What its parts need together."""
         sequential = frozenset({Need.ACTIVATIONS}) if self.statistics is Statistics.COMPRESSED else frozenset()
         return self.metric.needs | self.allocate.needs | sequential
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything is measured on a calibration text."""
+        return bool(self.needs - WITHOUT_TEXT)
 
     def describe(self) -> dict[str, object]:
         """The parts and their settings as a table, as a TOML recipe would write them."""
@@ -61,9 +66,10 @@ class Narrow:
 
     Each bond has a ``Choice`` or stays. What a stock configuration can say is written as one; values and keys that are narrower within
     their heads are put back in their places by row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go;
-    the rest goes from the bonds.
+    the rest goes from the bonds. ``maps`` is how the other maps of the blocks are approximated, which then pay their own share.
 
-    Raises ``ValueError`` where nothing is chosen, or a stream together with others, which it changes.
+    Raises ``ValueError`` where nothing is chosen, a stream together with others, which it changes, or with a refit, and for an allocator
+    that goes by what is not measured.
     """
 
     paper: Paper
@@ -73,6 +79,7 @@ class Narrow:
     keys: Choice | None = None
     depth: Depth | None = None
     share: float = 1.0
+    maps: Compress | None = None
     allocate: Allocator = Level()
     statistics: Statistics = Statistics.ORIGINAL
 
@@ -80,12 +87,28 @@ class Narrow:
         chosen = [*self.inside.values(), *([self.stream] if self.stream else [])]
         if not chosen and self.depth is None:
             raise ValueError("a recipe of bonds chooses what crosses at least one, or leaves out blocks")
+        if self.maps is not None and not self.inside:
+            raise ValueError(
+                "other maps are approximated beside narrower bonds: choose what crosses one, or take a recipe of matrices"
+            )
         if self.stream is not None and (self.inside or self.depth is not None):
             raise ValueError("a narrower stream changes every other bond: narrow it by itself")
+        if isinstance(self.stream, Select) and self.stream.refit:
+            raise ValueError(
+                "a stream is read through norms, which measure its length: select its channels without a refit"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
         if self.allocate.needs & {Need.SENSITIVITY, Need.FORWARD_SENSITIVITY}:
             raise ValueError("how the loss answers to narrower bonds is not measured: allocate by another rule")
+        if Need.SPECTRA in self.allocate.needs:
+            raise ValueError(
+                f"{type(self.allocate).__name__} goes by singular values, which are not measured for bonds: allocate by another rule"
+            )
+        if Need.INFLUENCE in self.allocate.needs and self.stream is not None:
+            raise ValueError(
+                f"{type(self.allocate).__name__} goes by the influence of blocks, and a stream lies in none: allocate by another rule"
+            )
 
     @property
     def inside(self) -> Mapping[str, Choice]:
@@ -95,11 +118,16 @@ class Narrow:
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What its parts need together; empty where no text is wanted."""
+        """What its parts need together."""
         found = self.allocate.needs
-        for part in (self.stream, *self.inside.values(), self.depth):
+        for part in (self.stream, *self.inside.values(), self.depth, self.maps):
             found |= part.needs if part is not None else frozenset()
         return found | (frozenset({Need.ACTIVATIONS}) if self.statistics is Statistics.COMPRESSED else frozenset())
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything is measured on a calibration text."""
+        return bool(self.needs - WITHOUT_TEXT)
 
     def describe(self) -> dict[str, object]:
         """The parts and their settings as a table, as a TOML recipe would write them."""
@@ -107,6 +135,7 @@ class Narrow:
         return {
             **{role: describe(part) for role, part in chosen.items() if part is not None},
             **({"share": self.share} if self.depth is not None else {}),
+            **({"maps": self.maps.describe()} if self.maps is not None else {}),
             "allocate": describe(self.allocate),
             "statistics": self.statistics.value,
         }

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from eckart.errors import EckartError
+from eckart.model.certificate import NAME, Certificate
 from eckart.model.checkpoint import INDEX, Checkpoint
 from eckart.model.entries import read_entry
 from eckart.model.files import write_json
@@ -35,7 +36,8 @@ from eckart.operator import Blueprint, Operator, in_dtype
 class OperatorModules:
     """The operators of a compressed checkpoint, read one at a time.
 
-    ``names`` lists the modules that hold one; of modules that share an operator only the one whose tensors are stored.
+    ``names`` lists the modules that hold one; of modules that share an operator only the one whose tensors are stored. ``resized`` are
+    those of another shape than the architecture gives them.
     Raises ``EckartError`` if the checkpoint was not made by this library; with ``optional``, one without any operator is
     taken for a result all of whose matrices stayed dense.
     """
@@ -50,6 +52,7 @@ class OperatorModules:
             raise EckartError(f"{checkpoint.folder / 'config.json'} lists no compressed modules: it is damaged")
         self.checkpoint = checkpoint
         self._entries: dict[str, tuple[Blueprint, tuple[str, ...]]] = {}
+        self.resized: list[str] = []
         for name, spec in modules.items():
             try:
                 entry = read_entry(spec)
@@ -67,6 +70,7 @@ class OperatorModules:
                 raise EckartError(f"{checkpoint.folder}: {name} is not stored in the shapes that config.json gives it")
             if any(specs[side].dtype != dtype for side, dtype in entry.dtypes.items()):
                 raise EckartError(f"{checkpoint.folder}: {name} is not stored in the dtypes that config.json gives it")
+            self.resized += [name] if entry.resized else []
             self._entries[name] = (Blueprint.of(entry.record), layout)
 
     @staticmethod
@@ -100,13 +104,20 @@ def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progr
     Products are formed in float32 (float64 for float64 factors), one matrix at a time. The result needs nothing but
     transformers. A run that was killed goes on when it is repeated; ``restart`` begins anew.
 
-    Raises ``EckartError`` if ``folder`` is not a compressed checkpoint or ``out`` is not free.
+    Raises ``EckartError`` if ``folder`` is not a compressed checkpoint, if its blocks have widths of their own, or ``out`` is not free.
     """
     folder, out = Path(folder), Path(out)
     if not may_be_done(out, "config.json"):
         check_free(out)
     checkpoint = Checkpoint(folder)
+    if "quantization_config" not in checkpoint.config and _was_left_stock(folder):
+        raise EckartError(f"{folder} is a stock checkpoint already: load it as it is")
     modules = OperatorModules(checkpoint)
+    if modules.resized:
+        raise EckartError(
+            f"{folder}: {modules.resized[0]} has a width of its own, which no stock config tells of: use the result as it is, or compress "
+            "the original anew with one width for all blocks (Level in [allocate])"
+        )
     transposed = _transposed(checkpoint)
     header = environment() | {"made by": "densify", "source": checkpoint.file_hashes()}
     journal = Journal(work_folder(out), header, restart=restart)
@@ -118,6 +129,11 @@ def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progr
     finally:
         journal.close()
     return out
+
+
+def _was_left_stock(folder: Path) -> bool:
+    """Whether this is a result without any operator: nothing was factored, or its config tells of all that is narrower."""
+    return (folder / NAME).is_file() and all(matrix.rank is None for matrix in Certificate.read(folder).matrices)
 
 
 def _write_dense(

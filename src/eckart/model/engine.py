@@ -5,32 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from eckart.allocate import Allocation, Allocator, AnySlot, Uniform, smallest, total_bytes
-from eckart.allocate.slots import BudgetError, Rank
+from eckart.allocate import smallest, total_bytes
 from eckart.errors import EckartError
 from eckart.model import certificate
+from eckart.model.approximation import approximated, choose_ranks
 from eckart.model.bonded import narrowed
 from eckart.model.certificate import BondRecord, Certificate, MatrixRecord
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.files import human_bytes, sha256_of
-from eckart.model.fitting import Fitted, fit_all
-from eckart.model.influence import block_influence
 from eckart.model.journal import Journal
-from eckart.model.layout import bytes_of, forms_of, layout, modules_entry, output_bytes
-from eckart.model.noise import block_slopes
+from eckart.model.layout import bytes_of, forms_of, output_bytes
 from eckart.model.output import (
     Outcome,
     check_free,
     is_in_place,
     may_be_done,
     put_in_place,
-    with_modules,
     work_folder,
     write_rest,
     write_weights,
@@ -39,14 +35,11 @@ from eckart.model.progress import Progress, peak_memory, quiet
 from eckart.model.room import scratch_bytes
 from eckart.model.run import Request, Run, environment, seeded
 from eckart.model.skeleton import Skeleton
-from eckart.model.survey import measure_columns, measure_curves, predicted_error, spectra, survey
+from eckart.model.survey import measure_curves, predicted_error
 from eckart.model.targets import Target, Untouched, find_targets
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text, window_length
 from eckart.model.walk import Walk
-from eckart.stats import Need
-
-HEADER_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def compress(
         if is_in_place(run.journal, out, certificate.NAME):
             return _read_result(out)
         check_free(out)
-        made = narrowed(run, recipe) if isinstance(recipe, Narrow) else _factored(run)
+        made = narrowed(run, recipe) if isinstance(recipe, Narrow) else approximated(run)
         hashes = write_weights(run, made.pieces)
         write_rest(run, made.config, _certificate(run, made, hashes))
         put_in_place(run.journal, out)
@@ -148,7 +141,8 @@ def plan(
         raise EckartError("a plan is made for recipes of matrices: leave --dry-run out, or take one of these")
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
-        candidates, _, _ = _choose_ranks(run)
+        candidates, _, _ = choose_ranks(run)
+        run.check_ranks(candidates)
         ranks = next(iter(candidates.values()))
         if run.walk is not None:
             measure_curves(run)
@@ -181,7 +175,7 @@ def _open_run(
     targets, untouched = find_targets(skeleton, request.only, request.exclude)
     walk: Walk | None = None
     calibration: dict[str, object] | None = None
-    if recipe.needs:
+    if recipe.reads_text:
         walk, calibration = _calibration(skeleton, request)
     if isinstance(recipe, Compress):
         _check_budget(skeleton, recipe, targets, request)
@@ -252,91 +246,6 @@ def _check_budget(skeleton: Skeleton, recipe: Compress, targets: Sequence[Target
             f"--bytes is {request.size}, but with the smallest rank or size everywhere the files take {size} bytes "
             f"({human_bytes(size)}): give at least that, or name more matrices with --only"
         )
-
-
-def _choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None, dict[str, float]]:
-    """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
-    approx = run.matrices.approx
-    if Need.GRADIENTS in run.recipe.needs:
-        measure_columns(run)
-    slots = {target.name: target.slot(approx) for target in run.targets}
-    if Need.SPECTRA in run.recipe.allocate.needs:
-        slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
-    for need, measured in ((Need.INFLUENCE, block_influence), (Need.FORWARD_SENSITIVITY, block_slopes)):
-        if need in run.recipe.allocate.needs:
-            each = measured(run)
-            slots = {
-                target.name: replace(
-                    slots[target.name], importance=None if target.block is None else each[target.block]
-                )
-                for target in run.targets
-            }
-    if Need.SENSITIVITY not in run.recipe.allocate.needs:
-        own = _within_budget(run, run.recipe.allocate, slots)
-        return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}
-    priced, loss = survey(run)
-    uniform = _within_budget(run, Uniform(), slots)
-    allocated = _within_budget(run, run.recipe.allocate, priced)
-    return {"allocated": allocated.ranks, "uniform": uniform.ranks}, allocated.gap, {"original": loss}
-
-
-def _within_budget(run: Run, allocate: Allocator, slots: Mapping[str, AnySlot]) -> Allocation:
-    """Allocate so that the bytes of the targets, or those of the files with their headers, stay within the request."""
-    total = sum(slot.dense_bytes for slot in slots.values())
-    if run.request.keep is not None:
-        try:
-            return allocate(slots, int(run.request.keep * total))
-        except BudgetError as error:
-            share = math.ceil(1e4 * error.smallest / total) / 1e4
-            raise EckartError(
-                f"--keep is {run.request.keep:g}, but with the least that this recipe spreads over these matrices {share:.4f} of the bytes "
-                "remain: give at least that, or name other matrices"
-            ) from error
-    assert run.request.size is not None
-    # Headers depend on the ranks (a dense matrix has one entry, a factored one two), so budget and header are settled in turn.
-    best = Allocation(smallest(slots))
-    ranks = best.ranks
-    for _ in range(HEADER_ROUNDS):
-        header = run.output_bytes(ranks) - total_bytes(slots, ranks)
-        try:
-            allocation = allocate(slots, min(run.request.size - header, total))
-        except BudgetError:
-            break
-        fits = run.output_bytes(allocation.ranks) <= run.request.size
-        if fits and total_bytes(slots, allocation.ranks) > total_bytes(slots, best.ranks):
-            best = allocation
-        if allocation.ranks == ranks:
-            break
-        ranks = allocation.ranks
-    return best
-
-
-def _better(fitted: list[Fitted]) -> Fitted:
-    """The choice of the least measured loss; the first where nothing was measured."""
-    return min(fitted, key=lambda fit: fit.loss if fit.loss is not None else 0.0)
-
-
-def _factored(run: Run) -> Outcome:
-    """Every target fitted at its rank."""
-    candidates, gap, losses = _choose_ranks(run)
-    fitted = fit_all(run, candidates)
-    chosen = _better(fitted)
-    losses |= {fit.label: fit.loss for fit in fitted if fit.loss is not None}
-    forms = run.forms(chosen.ranks)
-    matrices = tuple(
-        certificate.record(t, forms.get(t.name), chosen.ranks[t.name], chosen.bounds[t.name]) for t in run.targets
-    )
-    return Outcome(
-        pieces=layout(run.skeleton, run.targets, forms, chosen.label),
-        config=with_modules(run.checkpoint.config, modules_entry(run.targets, forms)),
-        matrices=matrices,
-        bonds=(),
-        dropped=(),
-        target_bytes=(sum(t.bytes for t in run.targets), sum(matrix.bytes for matrix in matrices)),
-        losses=losses,
-        kept=chosen.label,
-        gap=gap,
-    )
 
 
 def _certificate(run: Run, made: Outcome, hashes: Mapping[str, str]) -> dict[str, object]:

@@ -46,3 +46,21 @@ def graph_of(checkpoint: Checkpoint, *, untied: bool = False) -> BondGraph:
         return assembled(declaration, config, shapes)
     except EckartError as error:
         raise EckartError(f"{checkpoint.folder}: {error}") from error
+
+
+def kinds_of(graph: BondGraph) -> dict[str, str]:
+    """For each weight inside of a block the kind of the bond that it meets there, "keys" also for queries; none where it meets several.
+
+    >>> from eckart.bonds import Bond, End, Invertible
+    >>> bond = Bond("h.0.values.1", 2, Invertible(), (End("v", 0, 2, 4, reads=False), End("o", 1, 2, 4, reads=True)))
+    >>> kinds_of(BondGraph("example", {bond.name: bond}, {}, {}, blocks=("h.0",)))
+    {'v': 'values', 'o': 'values'}
+    """
+    found: dict[str, set[str]] = {}
+    for bond in graph.bonds.values():
+        block = next((name for name in graph.blocks if bond.name.startswith(f"{name}.")), None)
+        kind, _, group = bond.name.removeprefix(f"{block}.").partition(".")
+        if block is not None and (not group or group.isdecimal()):
+            for end in bond.ends:
+                found.setdefault(end.tensor, set()).add(kind)
+    return {tensor: kinds.pop() for tensor, kinds in found.items() if len(kinds) == 1}

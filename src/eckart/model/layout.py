@@ -39,6 +39,12 @@ def forms_of(approx: Approximator, targets: Sequence[Target], ranks: Ranks) -> F
     return {name: form for name, form in formed if form is not None}
 
 
+def names_held(target: Target, form: Operator) -> dict[str, str]:
+    """What a target's module calls the tensors of its operator, and what they are called in the work file of the fit."""
+    sides = tuple(form.tensors())
+    return {f"{target.name}.{stored_name(side, sides)}": f"{target.name}:{side}" for side in sides}
+
+
 def layout(skeleton: Skeleton, targets: Sequence[Target], forms: Forms, label: str = "") -> dict[str, list[Piece]]:
     """For each weight file of the source the pieces that the result's file of the same name holds, for the choice of ranks ``label``.
 
@@ -54,11 +60,10 @@ def layout(skeleton: Skeleton, targets: Sequence[Target], forms: Forms, label: s
         for spec in checkpoint.specs(file):
             if spec.name in factored:
                 target = factored[spec.name]
-                tensors = forms[target.name].tensors()
-                for side, tensor in tensors.items():
-                    name = f"{target.name}.{stored_name(side, tuple(tensors))}"
-                    made = factors_file(label, target.block), f"{target.name}:{side}"
-                    table.append(Piece(TensorSpec(name, tensor.dtype, tuple(tensor.shape)), made=made))
+                made = names_held(target, forms[target.name])
+                for (name, key), tensor in zip(made.items(), forms[target.name].tensors().values(), strict=True):
+                    spec = TensorSpec(name, tensor.dtype, tuple(tensor.shape))
+                    table.append(Piece(spec, made=(factors_file(label, target.block), key)))
             elif spec.name not in replaced:
                 table.append(Piece(spec, source=spec.name))
     return {file: table for file, table in pieces.items() if table}

@@ -34,14 +34,14 @@ EPS = torch.finfo(torch.float64).eps
 
 @dataclass
 class Narrowed:
-    """What became of a model: for each tensor on disk that changed the work file and the names of what takes its place.
+    """What became of a model: for each tensor on disk that changed the work file, and for the names of what takes its place those there.
 
     ``resized`` are bonds whose width differs from block to block, so that no stock config tells of them.
     """
 
     records: list[BondRecord] = field(default_factory=list)
     modules: dict[str, object] = field(default_factory=dict)
-    replaced: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
+    replaced: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     resized: frozenset[str] = frozenset()
     losses: dict[str, float] = field(default_factory=dict)
 
@@ -50,7 +50,7 @@ class Narrowed:
         assert isinstance(value, dict)
         self.records += [BondRecord.from_json(entry) for entry in value["bonds"]]
         self.modules |= value["modules"]
-        self.replaced |= {name: (file, names) for name, names in value["tensors"].items()}
+        self.replaced |= {name: (file, {key: key for key in keys}) for name, keys in value["tensors"].items()}
 
 
 def narrowed_file(block: int | None) -> str:
@@ -154,7 +154,7 @@ def _fit(
         for bond in site.bonds if rank is not None else ():
             assert rank is not None
             crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
-            projections[bond.name] = site.choice.prepare(crossings[bond.name]).projection(rank)
+            projections[bond.name] = site.prepare(bond, crossings[bond.name]).projection(rank)
     changed = narrow(graph, projections, tensors)
     records = [
         BondRecord(
@@ -291,7 +291,7 @@ def padded(run: Run, graph: BondGraph, found: Narrowed, block: int) -> dict[str,
             matrix = op.dense()
             tensor = matrix.T.contiguous() if _outputs(graph, name) else matrix
         else:
-            tensor = stored[names[0]]
+            tensor = stored[next(iter(names))]
         room = [(0, whole - now) for whole, now in zip(spec.shape, tensor.shape, strict=True)]
         instead[name] = F.pad(tensor, [side for pair in reversed(room) for side in pair])
     return instead

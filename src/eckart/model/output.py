@@ -85,7 +85,7 @@ def write_rest(run: Run, config: Mapping[str, object], table: Mapping[str, objec
     write_json(folder / certificate.NAME, table)
     copy_companions(run.checkpoint, folder)
     with written_whole(folder / "README.md") as handle:
-        handle.write(_card(run, table, stock="quantization_config" not in config).encode())
+        handle.write(_card(run, table, config).encode())
 
 
 def with_modules(config: Mapping[str, object], modules: Mapping[str, object]) -> dict[str, object]:
@@ -104,8 +104,12 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
                 handle.write(chunk)
 
 
-def _card(run: Run, table: Mapping[str, object], *, stock: bool) -> str:
+def _card(run: Run, table: Mapping[str, object], config: Mapping[str, object]) -> str:
     """The model card: the original's licence, what was done, and how to load it."""
+    quantization = config.get("quantization_config")
+    stock = quantization is None
+    modules = quantization["modules"].values() if isinstance(quantization, dict) else ()
+    multiplies_out = not stock and not any("resized" in entry for entry in modules)
     sizes = table["sizes"]
     assert isinstance(sizes, dict)
     front = ["---", *_licence_lines(run.checkpoint), "library_name: transformers", "tags:", "- eckart", "---"]
@@ -127,7 +131,7 @@ def _card(run: Run, table: Mapping[str, object], *, stock: bool) -> str:
         "```",
         "",
         "Check it with `eckart verify THIS_DIRECTORY --against ORIGINAL`"
-        + ("." if stock else "; `eckart densify THIS_DIRECTORY -o DENSE` makes a stock checkpoint of it."),
+        + ("; `eckart densify THIS_DIRECTORY -o DENSE` makes a stock checkpoint of it." if multiplies_out else "."),
         "",
     ]
     return "\n".join([*front, "", *body])

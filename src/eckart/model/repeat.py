@@ -17,6 +17,7 @@ from eckart.model.compression import AnyRecipe
 from eckart.model.engine import compress
 from eckart.model.ledger import Ledger
 from eckart.model.progress import Progress
+from eckart.model.recheck import check_text
 from eckart.model.run import Request
 
 # On another machine sums are rounded otherwise; a weight may then come out at the next number that its dtype has, and figures that go
@@ -33,9 +34,18 @@ def check_repeated(
     calibration: Path | None,
     ledger: Ledger,
     progress: Progress,
-) -> None:
-    """Make the result again in a temporary folder and compare config, records, losses and every tensor."""
+) -> tuple[str, ...]:
+    """Make the result again in a temporary folder and compare config, records, losses and every tensor; what is left unchecked.
+
+    Nothing is made where the text is missing or a check failed before. Raises ``EckartError`` for another text than the recorded one.
+    """
+    if recipe.reads_text and calibration is None:
+        return ("what hangs on the calibration text: figures, weights and losses (name it with --calibration)",)
     facts = certificate.calibration
+    if calibration is not None and facts is not None:
+        check_text(calibration, facts)
+    if ledger.failures:
+        return ()
     request = Request(
         keep=certificate.keep,
         size=certificate.size,
@@ -70,6 +80,7 @@ def check_repeated(
             there = name in checkpoint.tensors and name in again.tensors
             same = there and _near(checkpoint.read(name), again.read(name))
             ledger.check("tensors made again", same, f"tensor {name} is not what the recipe makes of the original")
+    return ()
 
 
 def _check_bonds(told: tuple[BondRecord, ...], made: tuple[BondRecord, ...], ledger: Ledger) -> None:

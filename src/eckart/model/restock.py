@@ -44,7 +44,10 @@ def pieces_of(run: Run, graph: BondGraph, found: Narrowed, dropped: frozenset[in
     def made(source: str) -> list[Piece]:
         file, keys = found.replaced[source]
         specs = opened.setdefault(file, TensorFile(run.file(file))).specs
-        return [Piece(TensorSpec(names.of(k), specs[k].dtype, specs[k].shape), made=(file, k)) for k in keys]
+        return [
+            Piece(TensorSpec(names.of(name), specs[key].dtype, specs[key].shape), made=(file, key))
+            for name, key in keys.items()
+        ]
 
     untied = {source: copy for copy, source in run.skeleton.ties.items() if copy in found.replaced}
     pieces: dict[str, list[Piece]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.targets import Target, Untouched
 from eckart.model.walk import Walk
+from eckart.operator import Factors
 from eckart.stats import MetricRule, Moments, Need
 
 
@@ -98,6 +100,23 @@ class Run:
         """The walk, where the recipe has one."""
         assert self.walk is not None
         return self.walk
+
+    def check_tokens(self, fitted: Mapping[str, int]) -> None:
+        """Raise ``EckartError`` where more is fitted to second moments than there are tokens: the rest would be left to chance."""
+        name, least = max(fitted.items(), key=lambda entry: entry[1], default=("", 0))
+        if self.walk is not None and self.walk.windows.numel() < least:
+            tokens, window = self.walk.windows.numel(), self.walk.windows.shape[1]
+            raise EckartError(
+                f"what is left of {name} is fitted to the calibration text, and its {tokens} tokens are too few for that: take at least "
+                f"{math.ceil(least / window) * window} (--tokens; a longer text with --calibration), or keep less"
+            )
+
+    def check_ranks(self, candidates: Mapping[str, Ranks]) -> None:
+        """Raise ``EckartError`` where factors of a matrix have a rank beyond the tokens that their metric has seen."""
+        seen = [target.name for target in self.targets if self.wants_gram and observed([target])]
+        for ranks in candidates.values():
+            forms = self.forms(ranks)
+            self.check_tokens({name: op.rank for name in seen if isinstance(op := forms.get(name), Factors)})
 
     def in_block(self, block: int | None) -> list[Target]:
         """The targets of a block; ``None``: those outside of all."""

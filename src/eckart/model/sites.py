@@ -9,7 +9,8 @@ from torch import Tensor
 
 from eckart.allocate import BondSlot
 from eckart.bonds import BondGraph, Fixed, Pairs
-from eckart.bonds.choosing import Choice
+from eckart.bonds.choosing import Choice, Chosen
+from eckart.bonds.crossing import Crossing
 from eckart.bonds.graph import Bond
 from eckart.errors import EckartError
 from eckart.model.checkpoint import Checkpoint
@@ -44,6 +45,13 @@ class Site:
         return BondSlot(
             size=self.units, unit_bytes=self.unit_bytes, losses=losses, block=self.block, importance=importance
         )
+
+    def prepare(self, bond: Bond, crossing: Crossing) -> Chosen:
+        """What the choice makes of one of the bonds; raises ``EckartError`` where it takes none of this kind."""
+        try:
+            return self.choice.prepare(crossing)
+        except ValueError as error:
+            raise EckartError(f"the bond {bond.name} cannot be narrowed so: {error}") from error
 
     @property
     def maps(self) -> frozenset[str]:

@@ -35,8 +35,8 @@ def narrow_stream(run: Run, graph: BondGraph, site: Site, rank: Rank) -> Narrowe
     crossing = Crossing((), torch.eye(bond.size, dtype=torch.float64), moment)
 
     def decide() -> tuple[object, list[str]]:
-        projection = site.choice.prepare(crossing).projection(rank)
-        write_all(run.file(FILE), {"down": projection.down.contiguous()})
+        projection = site.prepare(bond, crossing).projection(rank)
+        write_all(run.file(FILE), {"down": projection.down.contiguous(), "up": projection.up.contiguous()})
         kept = None if projection.kept is None else tuple(projection.kept.tolist())
         bound = None if moment is None else _bound(crossing, projection)
         return BondRecord(bond.name, bond.size, rank, kept, bound).to_json(), [FILE]
@@ -44,8 +44,8 @@ def narrow_stream(run: Run, graph: BondGraph, site: Site, rank: Rank) -> Narrowe
     record = run.journal.once("stream/decide", decide)
     assert isinstance(record, dict)
     found.records.append(BondRecord.from_json(record))
-    down = load_file(run.file(FILE))["down"]
-    projection = Projection(down, down.T)
+    stored = load_file(run.file(FILE))
+    projection = Projection(stored["down"], stored["up"])
     for block in [*range(run.blocks), None]:
 
         def make(block: int | None = block) -> tuple[object, list[str]]:

@@ -41,12 +41,10 @@ class Target:
         """Bytes of the dense weight."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
-    def slot(
-        self, approx: Approximator, losses: Tensor | None = None, importance: float | None = None
-    ) -> Slot | ListedSlot:
+    def slot(self, approx: Approximator, losses: Tensor | None = None) -> Slot | ListedSlot:
         """How an allocator sees it when it is stored as an approximator does."""
         found = approx.slot(*self.shape, self.dtype.itemsize)
-        return replace(found, losses=losses, block=self.block, importance=importance)
+        return replace(found, losses=losses, block=self.block)
 
     def form(self, approx: Approximator, rank: Rank) -> Operator | None:
         """What is stored of it at a rank, on the meta device; ``None`` where it stays dense."""

@@ -91,7 +91,10 @@ def verify(
     if "quantization_config" in original.config:
         raise EckartError(f"{original.folder} is compressed itself: name the original with --against")
     if recipe is not None:
-        return _verify_repeated(checkpoint, original, certificate, recipe, calibration, ledger, progress)
+        _check_files(original, certificate, ledger)
+        _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
+        left = check_repeated(checkpoint, original, certificate, recipe, calibration, ledger, progress)
+        return Verification(ledger.checked, left, tuple(ledger.failures))
     _check_source(checkpoint, original, certificate, ledger)
     skipped: list[str] = []
     if certificate.losses:
@@ -118,28 +121,6 @@ def verify(
             pairs.clear()  # the statistics of one block are not kept while those of the next are taken
             metric = None
     return Verification(ledger.checked, tuple(skipped), tuple(ledger.failures))
-
-
-def _verify_repeated(
-    checkpoint: Checkpoint,
-    original: Checkpoint,
-    certificate: Certificate,
-    recipe: AnyRecipe,
-    calibration: Path | None,
-    ledger: Ledger,
-    progress: Progress,
-) -> Verification:
-    """The files of the original, and everything else by making it again."""
-    _check_files(original, certificate, ledger)
-    _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
-    if recipe.needs and calibration is None:
-        skipped = ("what hangs on the calibration text: figures, weights and losses (name it with --calibration)",)
-        return Verification(ledger.checked, skipped, tuple(ledger.failures))
-    if calibration is not None and certificate.calibration is not None:
-        recheck.check_text(calibration, certificate.calibration)
-    if not ledger.failures:
-        check_repeated(checkpoint, original, certificate, recipe, calibration, ledger, progress)
-    return Verification(ledger.checked, (), tuple(ledger.failures))
 
 
 def _same_architecture(checkpoint: Checkpoint, original: Checkpoint) -> bool:

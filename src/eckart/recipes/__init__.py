@@ -1,6 +1,6 @@
 """Published methods, one readable expression each."""
 
-from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
+from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import (
     asvd,
@@ -29,6 +29,7 @@ __all__ = [
     "greedy_output",
     "layer_drop",
     "llm_rom",
+    "lorap",
     "magnitude",
     "modegpt",
     "read_recipe",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from eckart.allocate import Allocator, Entropic, Level
+from eckart.allocate import Allocator, Entropic, Level, ValuesFirst
+from eckart.approx import LowRank
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.depth import LastBlocks, LeastInfluence
-from eckart.bonds.scores import Gain, Magnitude, RidgeLeverage, SecondMoment
-from eckart.model.compression import Narrow, Paper, Statistics
+from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.model.compression import Compress, Narrow, Paper, Statistics
+from eckart.stats import RootMeanSquare
 
 EIGHTS = Level(multiple=8)  # widths that processors like
+SELF = Paper("maps beside the bonds", "")
 BY_INFLUENCE = Entropic(temperature=0.1)
 
 
@@ -65,6 +68,24 @@ def greedy_output(allocate: Allocator = EIGHTS) -> Narrow:
         hidden=Select(Gain(), refit=True),
         allocate=allocate,
         statistics=Statistics.COMPRESSED,
+    )
+
+
+def lorap(allocate: Allocator = EIGHTS) -> Narrow:
+    """Maps of attention by truncation with the inputs' scale, values before keys; hidden units by weight times input."""
+    return Narrow(
+        paper=Paper(
+            "LoRAP: Transformer Sub-Layers Deserve Differentiated Structured Compression for Large Language Models",
+            "arXiv:2404.09695",
+            (
+                "statistics of the original model instead of the compressed blocks before",
+                "shares of bytes in place of ranks of square matrices, so that groups of queries are served",
+                "no fine-tuning afterwards",
+            ),
+        ),
+        hidden=Select(Activation(), spared=0.01),
+        maps=Compress(paper=SELF, metric=RootMeanSquare(), approx=LowRank(), allocate=ValuesFirst(ratio=3.0)),
+        allocate=allocate,
     )
 
 

@@ -7,21 +7,7 @@ from dataclasses import dataclass
 
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
-from eckart.recipes.bonds import greedy_output, layer_drop, modegpt, shortgpt, shrink_width, slicegpt
-from eckart.recipes.compress import (
-    asvd,
-    curing,
-    ecoflap,
-    eora,
-    fwsvd,
-    llm_rom,
-    magnitude,
-    sparsegpt,
-    svd,
-    svd_llm,
-    wanda,
-    welore,
-)
+from eckart.recipes import bonds, compress
 
 
 @dataclass(frozen=True)
@@ -41,24 +27,25 @@ class Recipe:
 RECIPES: Mapping[str, Recipe] = {
     entry.key: entry
     for entry in (
-        Recipe("svd", "compress", svd),
-        Recipe("asvd", "compress", asvd),
-        Recipe("svd-llm", "compress", svd_llm),
-        Recipe("fwsvd", "compress", fwsvd),
-        Recipe("llm-rom", "compress", llm_rom),
-        Recipe("welore", "compress", welore),
-        Recipe("curing", "compress", curing),
-        Recipe("eora", "compress", eora),
-        Recipe("magnitude", "compress", magnitude),
-        Recipe("wanda", "compress", wanda),
-        Recipe("ecoflap", "compress", ecoflap),
-        Recipe("sparsegpt", "compress", sparsegpt),
-        Recipe("slicegpt", "compress", slicegpt),
-        Recipe("modegpt", "compress", modegpt),
-        Recipe("greedy-output", "compress", greedy_output),
-        Recipe("shortgpt", "compress", shortgpt),
-        Recipe("layer-drop", "compress", layer_drop),
-        Recipe("shrink-width", "compress", shrink_width),
+        Recipe("svd", "compress", compress.svd),
+        Recipe("asvd", "compress", compress.asvd),
+        Recipe("svd-llm", "compress", compress.svd_llm),
+        Recipe("fwsvd", "compress", compress.fwsvd),
+        Recipe("llm-rom", "compress", compress.llm_rom),
+        Recipe("welore", "compress", compress.welore),
+        Recipe("curing", "compress", compress.curing),
+        Recipe("eora", "compress", compress.eora),
+        Recipe("magnitude", "compress", compress.magnitude),
+        Recipe("wanda", "compress", compress.wanda),
+        Recipe("ecoflap", "compress", compress.ecoflap),
+        Recipe("sparsegpt", "compress", compress.sparsegpt),
+        Recipe("slicegpt", "compress", bonds.slicegpt),
+        Recipe("modegpt", "compress", bonds.modegpt),
+        Recipe("greedy-output", "compress", bonds.greedy_output),
+        Recipe("lorap", "compress", bonds.lorap),
+        Recipe("shortgpt", "compress", bonds.shortgpt),
+        Recipe("layer-drop", "compress", bonds.layer_drop),
+        Recipe("shrink-width", "compress", bonds.shrink_width),
     )
 }
 

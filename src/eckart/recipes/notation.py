@@ -19,8 +19,9 @@ from eckart.allocate import (
     Proportional,
     Threshold,
     Uniform,
+    ValuesFirst,
 )
-from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest
+from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest, Unweighted
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.depth import LastBlocks, LeastInfluence
 from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
@@ -37,10 +38,10 @@ PARTS: Mapping[str, Mapping[str, type]] = {
     role: {part.__name__: part for part in parts}
     for role, parts in {
         "metric": (Plain, ActivationScale, RootMeanSquare, FisherColumns, Gram),
-        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows),
+        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows, Unweighted),
         "pattern": (PerMatrix, PerRow, OfGroup),
-        "damage": (Prune, BrainSurgeon, RoundToNearest),
-        "branch": (LowRank,),
+        "damage": (Prune, BrainSurgeon, RoundToNearest, Unweighted),
+        "branch": (LowRank, Unweighted),
         "rule": (DEIM, PivotedQR, StrongRRQR),
         "on": (Entries, LeadingVectors, RidgeVectors),
         "allocate": (
@@ -54,6 +55,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
             Threshold,
             Entropic,
             Proportional,
+            ValuesFirst,
         ),
         "stream": (Principal, Select),
         "hidden": (Select,),
@@ -102,12 +104,12 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     {'part': 'Select', 'score': {'part': 'Magnitude'}, 'refit': False, 'spared': 0.0}
     """
     bonds = [role for role in BONDS if role in table]
-    known = (*BONDS, "allocate", "share") if bonds else MATRICES
+    known = (*BONDS, "allocate", "share", "maps") if bonds else MATRICES
     unknown = sorted(set(table) - {*known, "statistics"})
     if unknown:
         raise EckartError(
             f"{origin}: unknown entry {shown(unknown[0])}; a recipe has {', '.join(MATRICES)} and statistics, or for bonds some of "
-            f"{', '.join(BONDS)} with share, allocate and statistics"
+            f"{', '.join(BONDS)} with share, maps, allocate and statistics"
         )
     statistics = table.get("statistics", Statistics.ORIGINAL.value)
     values = [s.value for s in Statistics]
@@ -116,15 +118,28 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     paper = Paper(f"composed in {Path(origin).name}", "")
     if not bonds:
         parts = {role: _part(role, table.get(role), origin) for role in MATRICES}
-        return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+        try:
+            return Compress(paper=paper, statistics=Statistics(statistics), **parts)
+        except ValueError as error:
+            raise EckartError(f"{origin}: {error}") from error
     parts = {role: _part(role, table[role], origin) for role in (*bonds, "allocate") if role in table}
     share = table.get("share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float):
         raise EckartError(f"{origin}: share is {shown(share)}; give a number")
+    if "maps" in table:
+        parts["maps"] = _of_matrices(table["maps"], f"{origin}: [maps]")
     try:
         return Narrow(paper=paper, statistics=Statistics(statistics), share=float(share), **parts)
     except ValueError as error:
         raise EckartError(f"{origin}: {error}") from error
+
+
+def _of_matrices(table: Any, origin: str) -> Compress:
+    """The recipe of matrices inside one of bonds."""
+    found = compose(table, origin) if isinstance(table, Mapping) and not any(role in table for role in BONDS) else None
+    if not isinstance(found, Compress):
+        raise EckartError(f"{origin} is a recipe of matrices, with {', '.join(MATRICES)} and statistics")
+    return found
 
 
 def recorded_recipe(table: Mapping[str, Any], origin: str) -> AnyRecipe | None:

@@ -1,6 +1,25 @@
 """Streaming statistics of activations, and the metrics made from them."""
 
 from eckart.stats.moments import Moments
-from eckart.stats.rules import ActivationScale, FisherColumns, Gram, MetricRule, Need, Plain, RootMeanSquare
+from eckart.stats.rules import (
+    WITHOUT_TEXT,
+    ActivationScale,
+    FisherColumns,
+    Gram,
+    MetricRule,
+    Need,
+    Plain,
+    RootMeanSquare,
+)
 
-__all__ = ["ActivationScale", "FisherColumns", "Gram", "MetricRule", "Moments", "Need", "Plain", "RootMeanSquare"]
+__all__ = [
+    "WITHOUT_TEXT",
+    "ActivationScale",
+    "FisherColumns",
+    "Gram",
+    "MetricRule",
+    "Moments",
+    "Need",
+    "Plain",
+    "RootMeanSquare",
+]

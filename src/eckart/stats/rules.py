@@ -19,8 +19,12 @@ class Need(Enum):
     SPECTRA = auto()  # how the error of each matrix falls with its rank
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
     INFLUENCE = auto()  # how much each block turns the stream
+    KINDS = auto()  # which bond inside of its block each map meets
     GRADIENTS = auto()  # how the loss answers to each column of each matrix
     FORWARD_SENSITIVITY = auto()  # how the loss answers to noise on the matrices of each block, without gradients
+
+
+WITHOUT_TEXT = frozenset({Need.SPECTRA, Need.KINDS})  # what the weights alone tell, in a metric that needs nothing
 
 
 class MetricRule(Protocol):
