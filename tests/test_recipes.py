@@ -2,15 +2,15 @@
 
 import pytest
 
-from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Later, Level, Threshold, Uniform
+from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Later, Level, Proportional, Threshold, Uniform
 from eckart.errors import EckartError
 from eckart.model.compression import Compress, Statistics
-from eckart.recipes import RECIPES, asvd, llm_rom, svd, svd_llm, welore
+from eckart.recipes import RECIPES, asvd, ecoflap, fwsvd, llm_rom, svd, svd_llm, welore
 from eckart.recipes.notation import compose
 from eckart.stats import Need
 
 ALLOCATORS = {"uniform": Uniform(), "greedy": Greedy(), "by loss": EqualMarginalLoss(), "exact": Exact(nodes=1000)}
-ALLOCATORS |= {"level": Level(4), "later": Later(0.3), "threshold": Threshold()}
+ALLOCATORS |= {"level": Level(4), "later": Later(0.3), "threshold": Threshold(), "proportional": Proportional(0.2)}
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,9 @@ ALLOCATORS |= {"level": Level(4), "later": Later(0.3), "threshold": Threshold()}
         (svd_llm(EqualMarginalLoss()), {Need.GRAM, Need.SENSITIVITY}),
         (llm_rom(), {Need.GRAM, Need.ACTIVATIONS}),
         (welore(), {Need.SPECTRA}),
+        (fwsvd(), {Need.GRADIENTS}),
+        (fwsvd(EqualMarginalLoss()), {Need.GRADIENTS, Need.SENSITIVITY}),
+        (ecoflap(), {Need.ACTIVATIONS, Need.FORWARD_SENSITIVITY}),
         # What the compressed blocks give must be walked through whatever the metric asks for.
         (svd_llm(Uniform(), Statistics.COMPRESSED), {Need.GRAM, Need.ACTIVATIONS}),
     ],

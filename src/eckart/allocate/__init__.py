@@ -8,6 +8,7 @@ from eckart.allocate.later import Later, LeastInfluential
 from eckart.allocate.level import Level
 from eckart.allocate.marginal import EqualMarginalLoss
 from eckart.allocate.measured import GreedyByLoss, Trials
+from eckart.allocate.proportional import Proportional
 from eckart.allocate.slots import (
     Allocation,
     Allocator,
@@ -36,6 +37,7 @@ __all__ = [
     "LeastInfluential",
     "Level",
     "ListedSlot",
+    "Proportional",
     "Slot",
     "Threshold",
     "Trials",

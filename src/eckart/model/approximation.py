@@ -15,6 +15,7 @@ from eckart.model.fitting import Fitted, fit_all
 from eckart.model.graph import graph_of, kinds_of
 from eckart.model.influence import block_influence
 from eckart.model.layout import Forms, layout, modules_entry
+from eckart.model.noise import block_slopes
 from eckart.model.output import Outcome, with_modules
 from eckart.model.run import Run
 from eckart.model.survey import measure_columns, spectra, survey
@@ -31,9 +32,10 @@ def choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None,
     slots = {target.name: target.slot(approx) for target in run.targets}
     if Need.SPECTRA in run.matrices.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
-    if Need.INFLUENCE in run.matrices.allocate.needs:
-        influence: dict[int | None, float] = dict(enumerate(block_influence(run)))
-        slots = {name: replace(slot, importance=influence.get(slot.block)) for name, slot in slots.items()}
+    for need, measured in ((Need.INFLUENCE, block_influence), (Need.FORWARD_SENSITIVITY, block_slopes)):
+        if need in run.matrices.allocate.needs:
+            found: dict[int | None, float] = dict(enumerate(measured(run)))
+            slots = {name: replace(slot, importance=found.get(slot.block)) for name, slot in slots.items()}
     if Need.KINDS in run.matrices.allocate.needs:
         kinds = kinds_of(graph_of(run.checkpoint))
         slots = {target.name: replace(slots[target.name], kind=kinds.get(target.disk)) for target in run.targets}

@@ -108,7 +108,7 @@ class Narrow:
             raise ValueError("a stream is one bond, among which there is nothing to allocate: do it by another rule")
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
-        if Need.SENSITIVITY in self.allocate.needs:
+        if self.allocate.needs & {Need.SENSITIVITY, Need.FORWARD_SENSITIVITY}:
             raise ValueError("how the loss answers to narrower bonds is not measured: allocate by another rule")
         if Need.SPECTRA in self.allocate.needs:
             raise ValueError(

@@ -32,9 +32,10 @@ from eckart.model.output import (
     write_weights,
 )
 from eckart.model.progress import Progress, peak_memory, quiet
+from eckart.model.room import scratch_bytes
 from eckart.model.run import Request, Run, environment, seeded
 from eckart.model.skeleton import Skeleton
-from eckart.model.survey import measure_curves, predicted_error, scratch_bytes
+from eckart.model.survey import measure_curves, predicted_error
 from eckart.model.targets import Target, Untouched, find_targets
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text, window_length

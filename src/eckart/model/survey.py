@@ -202,14 +202,6 @@ def _table(value: object) -> dict[str, float]:
     return value
 
 
-def scratch_bytes(run: Run) -> int:
-    """The largest room that the files of hidden states and gradients take at any one time."""
-    if run.walk is None:
-        return 0
-    kept = run.blocks + 3 if run.recipe.needs & {Need.SENSITIVITY, Need.GRADIENTS} else 2
-    return kept * run.walk.activation_bytes
-
-
 def predicted_error(run: Run, target: Target, rank: Rank) -> float:
     """The relative error that a rank will give, in the recipe's metric; ``measure_curves`` comes before."""
     if rank is None:

@@ -189,7 +189,7 @@ class Walk:
                     logits = self._logits(batch, torch.from_numpy(np.array(hidden[batch])))
                 self._check_finite(logits, "the head")
                 labels = self.windows[batch].to(logits.device)
-                total += float(_nll(logits, labels))
+                total += float(nll(logits, labels))
         return total / (self.windows.numel() - len(self.windows)), observer.moments()
 
     def _tail_tokens(self) -> int:
@@ -302,7 +302,7 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+def nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed negative log-likelihood of every token of each window but the first, float64."""
     flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
     return F.cross_entropy(flat, labels[:, 1:].reshape(-1), reduction="none").to(torch.float64).sum()

@@ -15,6 +15,7 @@ from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import (
     asvd,
     curing,
+    ecoflap,
     eora,
     fwsvd,
     llm_rom,
@@ -34,6 +35,7 @@ __all__ = [
     "axformer",
     "comp",
     "curing",
+    "ecoflap",
     "eora",
     "fwsvd",
     "greedy_output",

@@ -37,6 +37,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("eora", "compress", compress.eora),
         Recipe("magnitude", "compress", compress.magnitude),
         Recipe("wanda", "compress", compress.wanda),
+        Recipe("ecoflap", "compress", compress.ecoflap),
         Recipe("sparsegpt", "compress", compress.sparsegpt),
         Recipe("slicegpt", "compress", bonds.slicegpt),
         Recipe("modegpt", "compress", bonds.modegpt),

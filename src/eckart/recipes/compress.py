@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eckart.allocate import Allocator, EqualMarginalLoss, Later, LeastInfluential, Threshold, Uniform
+from eckart.allocate import Allocator, EqualMarginalLoss, Later, LeastInfluential, Proportional, Threshold, Uniform
 from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
 from eckart.model.compression import Compress, Paper, Statistics
@@ -11,6 +11,7 @@ from eckart.stats import ActivationScale, FisherColumns, Gram, Plain, RootMeanSq
 LAST = Later(least=0.46)
 THRESHOLD = Threshold()
 SAME = Uniform()
+BY_NOISE = Proportional(cap=0.1)
 LEAST_INFLUENTIAL = LeastInfluential(least=0.4)
 
 
@@ -143,6 +144,26 @@ def wanda(allocate: Allocator = SAME) -> Compress:
             "arXiv:2306.11695",
             (
                 "budgets count the bit that tells of each place, so that at the same bytes fewer entries stay than the paper keeps",
+            ),
+        ),
+        metric=RootMeanSquare(),
+        approx=Prune(PerRow()),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
+    )
+
+
+def ecoflap(allocate: Allocator = BY_NOISE) -> Compress:
+    """As wanda, but blocks keep the more entries the more the loss answers to noise on their matrices."""
+    return Compress(
+        paper=Paper(
+            "ECoFLaP: Efficient Coarse-to-Fine Layer-Wise Pruning for Vision-Language Models",
+            "arXiv:2310.02998",
+            (
+                "the blocks of one language model; the paper has those of a vision and of a language model together",
+                "noise on the first 16 windows at most, drawn anew for each matrix and window; the paper takes 128 samples",
+                "shares are those of bytes, which count the bit that tells of each place",
+                "a budget that ground shares overspend lowers all of them; the released code adds to it instead",
             ),
         ),
         metric=RootMeanSquare(),
