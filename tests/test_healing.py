@@ -303,13 +303,18 @@ def test_linear_maps_of_a_narrower_network_train(ground: Ground, out: Path) -> N
     assert all(name.endswith("_proj.weight") for name in done.trained)
 
 
-def test_what_stayed_dense_among_factors_stays_as_it_was(ground: Ground, out: Path) -> None:
+@pytest.mark.parametrize(
+    ("train", "maps"), [(TrainFactors(), 1), (TrainLora(2, alpha=4.0), 7)], ids=["factors", "lora"]
+)
+def test_what_stayed_dense_among_factors_takes_only_adapters(
+    ground: Ground, out: Path, train: Training, maps: int
+) -> None:
     small = ground.folder / "one"
     if not small.exists():
         outcome = cli("compress", ground.model, "-o", small, "--keep", "0.5", "--recipe", "svd", "--only", "up_proj")
         assert outcome.code == 0, outcome.err
-    done = eckart.heal(small, ground.model, out, ground.text, course=COURSE)
-    assert {name.split(".")[4] for name in done.trained} == {"up_proj"}
+    done = eckart.heal(small, ground.model, out, ground.text, train=train, course=COURSE)
+    assert len({name.split(".")[4] for name in done.trained}) == maps
     assert eckart.verify(out, ground.model).holds
 
 
