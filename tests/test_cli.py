@@ -30,6 +30,10 @@ OPTIONS: dict[str, set[str]] = {
         "--output", "-o", "--keep", "--bytes", "--recipe", "--ranks", "--only", "--exclude", "--calibration", "--tokens",
         "--window", "--seed", "--device", "--quick", "--dry-run", "--restart", "--json",
     },
+    "heal": {
+        "--teacher", "--output", "-o", "--text", "--steps", "--match", "--train", "--rank", "--rate", "--batch-tokens",
+        "--window", "--seed", "--device", "--restart", "--json",
+    },
     "verify": {"--against", "--calibration", "--json"},
     "densify": {"--output", "-o", "--restart", "--json"},
     "eval": {"--text", "--window", "--device", "--json"},

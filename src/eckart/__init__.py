@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from eckart.model.densify import densify
     from eckart.model.evaluate import evaluate, load
     from eckart.model.graph import bond_graph
+    from eckart.model.healing import heal
     from eckart.model.inspect import inspect
     from eckart.recipes import RECIPES, read_recipe, recipe
 
@@ -29,6 +30,7 @@ __all__ = [
     "compress",
     "densify",
     "evaluate",
+    "heal",
     "inspect",
     "load",
     "plan",
@@ -46,6 +48,7 @@ _HOMES = {
     "load": "model.evaluate",
     "inspect": "model.inspect",
     "bond_graph": "model.graph",
+    "heal": "model.healing",
     "RECIPES": "recipes",
     "read_recipe": "recipes",
     "recipe": "recipes",

@@ -15,6 +15,7 @@ from eckart.model import verify as verification
 from eckart.model.certificate import NAME, Certificate
 from eckart.model.compression import AnyRecipe, Compress, Narrow
 from eckart.model.engine import Compressed, Planned
+from eckart.model.healing.check import verify_healed
 from eckart.model.progress import Progress, quiet
 from eckart.model.run import Request
 from eckart.recipes import read_recipe
@@ -132,10 +133,20 @@ def verify(
 ) -> verification.Verification:
     """Check a compressed checkpoint's hashes and figures; see ``eckart.model.verify``.
 
-    ``calibration`` is the text that statistics were taken from; it must be the very same. Raises ``EckartError`` if something
+    ``calibration`` is the text that statistics were taken from; it must be the very same. Of a healed checkpoint training is not made
+    again, which is told. Raises ``EckartError`` if something
     can't be read; what does not hold is in ``failures`` of the result.
     """
-    recorded, origin = Certificate.read(Path(folder)).recipe, str(Path(folder) / NAME)
+    certificate, origin = Certificate.read(Path(folder)), str(Path(folder) / NAME)
+    recorded = certificate.recipe
+    if certificate.trained or (
+        certificate.healing and not recorded
+    ):  # healed: neither the recipe nor its metric tells of what is there now
+        if calibration is not None:
+            raise EckartError(
+                f"{folder} was healed, and no figure of it hangs on a calibration text: leave --calibration out"
+            )
+        return verify_healed(folder, against, progress)
     text = None if calibration is None else Path(calibration)
     recipe = recorded_recipe(recorded, origin)
     if recipe is not None:

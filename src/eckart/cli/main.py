@@ -12,7 +12,7 @@ from types import FrameType
 import typer
 
 from eckart._version import __version__
-from eckart.cli import commands
+from eckart.cli import commands, healing
 from eckart.cli.show import fail
 from eckart.errors import EckartError
 
@@ -36,6 +36,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 a check failed (verify); 2 wrong input or option; 130 and 143 stopped by a signal.",
 )
 app.command("compress")(commands.compress)
+app.command("heal")(healing.heal)
 app.command("verify")(commands.verify)
 app.command("densify")(commands.densify)
 app.command("eval")(commands.evaluate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -107,11 +107,79 @@ class CalibrationRecord:
     seed: int
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Losses on windows that nothing trained on: nats per token of the text, and ``KL(original || this)`` in nats per token.
+
+    ``None`` stands for what came out as no number.
+    """
+
+    nats: float | None
+    divergence: float | None
+
+    def to_json(self) -> dict[str, object]:
+        """The entry in ``eckart.json``."""
+        return {"nats": self.nats, "divergence": self.divergence}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingRecord:
+    """One healing: parts, course, text, and losses on held-out windows of the original, before and after.
+
+    ``trained`` names the tensors on disk that training gave; none where the result was worse and the ones before were kept.
+    ``curve`` holds the mean training loss of every few steps, ``source`` the files of the checkpoint that was healed.
+    """
+
+    match: Mapping[str, object]
+    train: Mapping[str, object]
+    steps: int
+    rate: float
+    batch_tokens: int
+    seed: int
+    device: str
+    text: CalibrationRecord
+    held_out: int
+    source: Mapping[str, str]
+    original: HeldOut
+    before: HeldOut
+    after: HeldOut
+    curve: tuple[float, ...]
+    trained: tuple[str, ...]
+    environment: Mapping[str, object]
+
+    def to_json(self) -> dict[str, object]:
+        """The entry in ``eckart.json``."""
+        return asdict(self) | {"trained": list(self.trained), "curve": list(self.curve)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, object]) -> HealingRecord:
+        """Read back what ``to_json`` wrote; ``KeyError``, ``TypeError`` or ``ValueError`` if it is something else."""
+        return cls(
+            match=_table(entry["match"]),
+            train=_table(entry["train"]),
+            steps=_whole(entry["steps"], least=1),
+            rate=_number(entry["rate"]),
+            batch_tokens=_whole(entry["batch_tokens"], least=1),
+            seed=_whole(entry["seed"], least=None),
+            device=_text(entry["device"]),
+            text=_calibration(_table(entry["text"])),
+            held_out=_whole(entry["held_out"], least=1),
+            source=_mapping(entry["source"], _text),
+            original=_held_out(entry["original"]),
+            before=_held_out(entry["before"]),
+            after=_held_out(entry["after"]),
+            curve=tuple(_number(loss) for loss in _list(entry["curve"])),
+            trained=tuple(_text(name) for name in _list(entry["trained"])),
+            environment=_table(entry["environment"]),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Certificate:
     """A certificate read back in typed form.
 
-    Pairs of sizes are those before and after; ``losses`` are mean negative log-likelihoods on the calibration windows.
+    Pairs of sizes are those before and after; ``losses`` are mean negative log-likelihoods on the calibration windows. ``healing`` lists
+    what training did afterwards.
     """
 
     matrices: tuple[MatrixRecord, ...]
@@ -134,6 +202,12 @@ class Certificate:
     losses: Mapping[str, float]
     kept: str
     gap: float | None
+    healing: tuple[HealingRecord, ...]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The tensors on disk that a training gave."""
+        return frozenset(name for entry in self.healing for name in entry.trained)
 
     @classmethod
     def read(cls, folder: Path) -> Certificate:
@@ -177,6 +251,7 @@ class Certificate:
             losses=_mapping(ranks["losses"], _number),
             kept=_text(ranks["kept"]),
             gap=None if ranks["gap"] is None else _number(ranks["gap"]),
+            healing=tuple(_healing(_table(entry)) for entry in _list(table.get("healing", []))),
         )
 
 
@@ -208,6 +283,18 @@ def _bond(fields: Mapping[str, object]) -> BondRecord:
 
 def _removal(fields: Mapping[str, object]) -> Removal:
     return Removal(_text(fields["name"]), _whole(fields["left"]), _number(fields["loss"]))
+
+
+def _healing(fields: Mapping[str, object]) -> HealingRecord:
+    try:
+        return HealingRecord.from_json(fields)
+    except KeyError as error:
+        raise ValueError(f"a healing lacks {error.args[0]!r}") from error
+
+
+def _held_out(value: object) -> HeldOut:
+    found = {name: None if entry is None else _number(entry) for name, entry in _table(value).items()}
+    return HeldOut(nats=found["nats"], divergence=found["divergence"])
 
 
 def _untouched(fields: Mapping[str, object]) -> Untouched:

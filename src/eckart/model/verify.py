@@ -82,7 +82,7 @@ def verify(
         raise EckartError(
             f"{folder}: {other} holds a {modules.kind(other)} operator; certificates tell of factors alone"
         )
-    _check_hashes(checkpoint, certificate, ledger, progress)
+    check_hashes(checkpoint, certificate, ledger, progress)
     if recipe is None:
         _check_records(checkpoint, certificate, modules, ledger)
     if against is None:
@@ -91,11 +91,11 @@ def verify(
     if "quantization_config" in original.config:
         raise EckartError(f"{original.folder} is compressed itself: name the original with --against")
     if recipe is not None:
-        _check_files(original, certificate, ledger)
-        _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
+        check_files(original, certificate, ledger)
+        check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
         left = check_repeated(checkpoint, original, certificate, recipe, calibration, ledger, progress)
         return Verification(ledger.checked, left, tuple(ledger.failures))
-    _check_source(checkpoint, original, certificate, ledger)
+    check_source(checkpoint, original, certificate, ledger)
     skipped: list[str] = []
     if certificate.losses:
         skipped.append("the losses on the calibration text (eckart eval measures a model's)")
@@ -115,7 +115,7 @@ def verify(
 
         for pairs in _metrics(skeleton, targets, certificate, modules, rule, statistics, calibration, ledger):
             for (target, metric), found in zip(pairs, side_by_side(figures, pairs), strict=True):
-                _check_figures(target, records[target.name], metric, found, ledger, quick=certificate.quick)
+                check_figures(target, records[target.name], metric, found, ledger, quick=certificate.quick)
                 done += 1
                 progress("verify", done, len(targets), target.name)
             pairs.clear()  # the statistics of one block are not kept while those of the next are taken
@@ -127,7 +127,8 @@ def _same_architecture(checkpoint: Checkpoint, original: Checkpoint) -> bool:
     return checkpoint.config.get("model_type") == original.config.get("model_type")
 
 
-def _check_hashes(checkpoint: Checkpoint, certificate: Certificate, ledger: Ledger, progress: Progress) -> None:
+def check_hashes(checkpoint: Checkpoint, certificate: Certificate, ledger: Ledger, progress: Progress) -> None:
+    """The tensors stored are those recorded, by their SHA-256."""
     names = sorted({*checkpoint.tensors, *certificate.tensors})
     for done, name in enumerate(names):
         recorded = certificate.tensors.get(name)
@@ -159,26 +160,27 @@ def _check_records(checkpoint: Checkpoint, certificate: Certificate, modules: Op
             fits = shape == matrix.shape and tensors[0].shape[1] == matrix.rank
             fits = fits and sum(t.nbytes for t in tensors) == matrix.bytes
             ledger.check("ranks and shapes", fits, f"{matrix.name}: rank, shape or bytes are not those of its factors")
-    _check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
+    check_size("files", "after", certificate.file_bytes[1], checkpoint.weight_bytes(), ledger)
     total = sum(matrix.bytes for matrix in certificate.matrices)
-    _check_size("matrices", "after", certificate.target_bytes[1], total, ledger)
+    check_size("matrices", "after", certificate.target_bytes[1], total, ledger)
 
 
-def _check_size(what: str, when: str, recorded: int, found: int, ledger: Ledger) -> None:
+def check_size(what: str, when: str, recorded: int, found: int, ledger: Ledger) -> None:
+    """A size in bytes is the recorded one."""
     ledger.check("sizes", recorded == found, f"the {what} take {found} bytes {when}, not {recorded} as recorded")
 
 
-def _check_source(checkpoint: Checkpoint, original: Checkpoint, certificate: Certificate, ledger: Ledger) -> None:
+def check_source(checkpoint: Checkpoint, original: Checkpoint, certificate: Certificate, ledger: Ledger) -> None:
     """The original is the one that was compressed, and the config is still its own."""
-    _check_files(original, certificate, ledger)
+    check_files(original, certificate, ledger)
     old, new = original.config, {key: v for key, v in checkpoint.config.items() if key != "quantization_config"}
     for key in sorted({*old, *new}):
         same = key in old and key in new and old[key] == new[key]
         ledger.check("config entries", same, f"{checkpoint.folder / 'config.json'}: {key} is not that of the original")
-    _check_size("files", "before", certificate.file_bytes[0], original.weight_bytes(), ledger)
+    check_size("files", "before", certificate.file_bytes[0], original.weight_bytes(), ledger)
 
 
-def _check_files(original: Checkpoint, certificate: Certificate, ledger: Ledger) -> None:
+def check_files(original: Checkpoint, certificate: Certificate, ledger: Ledger) -> None:
     """The original's files are those that were compressed."""
     for name in sorted({*certificate.source, *original.files, "config.json"}):
         path = original.folder / name
@@ -205,7 +207,7 @@ def _check_targets(
                 matrix.shape == target.shape and (matrix.rank is not None or matrix.bytes == target.bytes),
                 f"{name}: shape or bytes are not those of the original",
             )
-    _check_size("matrices", "before", certificate.target_bytes[0], sum(t.bytes for t in targets), ledger)
+    check_size("matrices", "before", certificate.target_bytes[0], sum(t.bytes for t in targets), ledger)
     ledger.check(
         "untouched", tuple(untouched) == certificate.untouched, "the list of matrices left alone is not the right one"
     )
@@ -259,7 +261,7 @@ def _metrics(
     return iter(recheck.metrics(walk, targets, modules, rule, statistics))
 
 
-def _check_figures(
+def check_figures(
     target: Target,
     record: MatrixRecord,
     metric: Metric | None,
