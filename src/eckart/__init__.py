@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from eckart.model.evaluate import evaluate, load
     from eckart.model.graph import bond_graph
     from eckart.model.inspect import inspect
+    from eckart.model.restore import restore
+    from eckart.model.text import vocabulary
     from eckart.recipes import RECIPES, read_recipe, recipe
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "plan",
     "read_recipe",
     "recipe",
+    "restore",
     "verify",
+    "vocabulary",
 ]
 
 _HOMES = {
@@ -45,6 +49,8 @@ _HOMES = {
     "evaluate": "model.evaluate",
     "load": "model.evaluate",
     "inspect": "model.inspect",
+    "restore": "model.restore",
+    "vocabulary": "model.text",
     "bond_graph": "model.graph",
     "RECIPES": "recipes",
     "read_recipe": "recipes",

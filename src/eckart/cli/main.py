@@ -38,6 +38,7 @@ app = typer.Typer(
 app.command("compress")(commands.compress)
 app.command("verify")(commands.verify)
 app.command("densify")(commands.densify)
+app.command("restore")(commands.restore)
 app.command("eval")(commands.evaluate)
 app.command("inspect")(commands.inspect)
 app.command("bonds")(commands.bonds)

@@ -1,6 +1,15 @@
 """Published methods, one readable expression each."""
 
-from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
+from eckart.recipes.bonds import (
+    embedding_pruning,
+    greedy_output,
+    layer_drop,
+    lorap,
+    modegpt,
+    shortgpt,
+    shrink_width,
+    slicegpt,
+)
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
 from eckart.recipes.notation import read_recipe
@@ -10,6 +19,7 @@ __all__ = [
     "Recipe",
     "asvd",
     "curing",
+    "embedding_pruning",
     "eora",
     "greedy_output",
     "layer_drop",

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
-from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
+from eckart.recipes.bonds import (
+    embedding_pruning,
+    greedy_output,
+    layer_drop,
+    lorap,
+    modegpt,
+    shortgpt,
+    shrink_width,
+    slicegpt,
+)
 from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
 
 
@@ -45,6 +54,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("shortgpt", "compress", shortgpt),
         Recipe("layer-drop", "compress", layer_drop),
         Recipe("shrink-width", "compress", shrink_width),
+        Recipe("embedding-pruning", "compress", embedding_pruning),
     )
 }
 

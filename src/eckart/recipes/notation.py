@@ -24,6 +24,7 @@ from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.depth import LastBlocks, LeastInfluence
 from eckart.bonds.scores import Activation, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.words import Used
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
@@ -60,11 +61,12 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "values": (Principal, Select),
         "keys": (Select,),
         "depth": (LastBlocks, LeastInfluence),
+        "vocabulary": (Used,),
         "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain),
     }.items()
 }
 MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
-BONDS = ("stream", "hidden", "values", "keys", "depth")  # what one of bonds has, at least one
+BONDS = ("stream", "hidden", "values", "keys", "depth", "vocabulary")  # what one of bonds has, at least one
 
 
 def read_recipe(path: Path) -> AnyRecipe:

@@ -20,6 +20,7 @@ class Need(Enum):
     SENSITIVITY = auto()  # how the loss answers to an error of each matrix
     INFLUENCE = auto()  # how much each block turns the stream
     KINDS = auto()  # which bond inside of its block each map meets
+    WORDS = auto()  # how often each token id occurs in the text
 
 
 WITHOUT_TEXT = frozenset({Need.SPECTRA, Need.KINDS})  # what the weights alone tell, in a metric that needs nothing
