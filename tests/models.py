@@ -170,6 +170,14 @@ _CONFIGURATIONS: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any]
     "opt_projected": (OPTConfig, _OPT | {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),
     "phi": (PhiConfig, _WIDTH | {"num_hidden_layers": 3}),
 }
+
+
+def variant(name: str, directory: Path, /, *, dtype: torch.dtype = torch.float32, **settings: Any) -> Path:
+    """Write the checkpoint of an architecture with some entries of its config changed."""
+    configure, own = _CONFIGURATIONS[name]
+    return write_model(configure, own | settings, directory, dtype=dtype)
+
+
 ARCHITECTURES: Mapping[str, Writer] = MappingProxyType(
     {name: partial(write_model, configure, settings) for name, (configure, settings) in _CONFIGURATIONS.items()}
 )

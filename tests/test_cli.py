@@ -36,6 +36,7 @@ OPTIONS: dict[str, set[str]] = {
     },
     "verify": {"--against", "--calibration", "--json"},
     "densify": {"--output", "-o", "--restart", "--json"},
+    "restore": {"--original", "--output", "-o", "--restart", "--json"},
     "eval": {"--text", "--window", "--device", "--json"},
     "inspect": {"--only", "--exclude", "--json"},
     "bonds": {"--json"},

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from eckart.model.graph import bond_graph
     from eckart.model.healing import heal
     from eckart.model.inspect import inspect
+    from eckart.model.restore import restore
+    from eckart.model.text import vocabulary
     from eckart.recipes import RECIPES, read_recipe, recipe
 
 __all__ = [
@@ -36,7 +38,9 @@ __all__ = [
     "plan",
     "read_recipe",
     "recipe",
+    "restore",
     "verify",
+    "vocabulary",
 ]
 
 _HOMES = {
@@ -47,6 +51,8 @@ _HOMES = {
     "evaluate": "model.evaluate",
     "load": "model.evaluate",
     "inspect": "model.inspect",
+    "restore": "model.restore",
+    "vocabulary": "model.text",
     "bond_graph": "model.graph",
     "heal": "model.healing",
     "RECIPES": "recipes",

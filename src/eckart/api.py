@@ -21,12 +21,13 @@ from eckart.model.run import Request
 from eckart.recipes import read_recipe
 from eckart.recipes import recipe as find_recipe
 from eckart.recipes.notation import recorded_metric, recorded_recipe
+from eckart.stats import Need
 
 DEFAULT_RECIPE = "svd-llm"
 
 
 class Options(TypedDict, total=False):
-    """What ``compress`` and ``plan`` can be told; exactly one of ``keep`` and ``size`` is needed.
+    """What ``compress`` and ``plan`` can be told; exactly one of ``keep`` and ``size`` is needed, and none where the recipe tells the size.
 
     ``keep``: the share of the targeted linear maps' bytes that may remain, 0 < keep <= 1.
     ``size``: the bytes that all safetensors files together may take.
@@ -34,7 +35,7 @@ class Options(TypedDict, total=False):
     ``ranks``: another allocator than the recipe's.
     ``only``: patterns of module names to compress instead of all maps inside blocks.
     ``exclude``: patterns of module names to leave alone.
-    ``calibration``: a UTF-8 text; by default the one that comes with the package.
+    ``calibration``: a UTF-8 text; by default the one that comes with the package, but for recipes that leave out what it does not use.
     ``tokens``: how many tokens of it are used, in windows drawn by ``seed``; by default 32768.
     ``window``: tokens a window; by default the smaller of the model's context and 2048.
     ``seed``: decides everything that is random, and is recorded; by default 0.
@@ -95,20 +96,22 @@ def _read(options: Options) -> tuple[AnyRecipe, Request]:
     if unknown:
         raise TypeError(f"there is no option {unknown[0]!r}: known are {', '.join(Options.__annotations__)}")
     recipe, ranks = options.get("recipe", DEFAULT_RECIPE), options.get("ranks")
+    found = _resolved(recipe, ranks)
+    own = None if Need.WORDS in found.needs else CALIBRATION  # nobody's model is for the bundled text
     calibration = options.get("calibration")
     request = Request(
         keep=options.get("keep"),
         size=options.get("size"),
         only=tuple(options.get("only", ())),
         exclude=tuple(options.get("exclude", ())),
-        calibration=CALIBRATION if calibration is None else Path(calibration),
+        calibration=own if calibration is None else Path(calibration),
         tokens=options.get("tokens", Request.tokens),
         window=options.get("window"),
         seed=options.get("seed", Request.seed),
         device=options.get("device", Request.device),
         quick=options.get("quick", Request.quick),
     )
-    return _resolved(recipe, ranks), request
+    return found, request
 
 
 def _resolved(recipe: str | Path | AnyRecipe, ranks: Allocator | None) -> AnyRecipe:

@@ -108,6 +108,8 @@ def compress(
 
     eckart compress ./model -o ./small --keep 0.7 --recipe svd --only '*.mlp.*'
 
+    eckart compress ./model -o ./small --recipe embedding-pruning --calibration texts.txt
+
     A run that was killed goes on when the same command is given again.
     """
     options: Options = {
@@ -187,6 +189,26 @@ def densify(
     else:
         print_peak_memory()
         show.out().print(f"A stock checkpoint lies in {made}")
+
+
+def restore(
+    checkpoint: Annotated[Path, typer.Argument(help="A directory with a smaller vocabulary, trained or not.")],
+    original: Annotated[str, typer.Option(help="The model that it was made from.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; must be new or empty.")],
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Put the rows of a smaller vocabulary back into the original: its other rows, its config and its tokenizer stay.
+
+    Example: eckart restore ./small --original ./model -o ./full
+    """
+    with show.progress() as progress:
+        made = eckart.restore(checkpoint, original, output, restart=restart, progress=progress)
+    if json:
+        show.print_json({"folder": str(made)})
+    else:
+        print_peak_memory()
+        show.out().print(f"The original with these weights lies in {made}")
 
 
 def evaluate(

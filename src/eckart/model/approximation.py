@@ -125,7 +125,6 @@ def approximated(run: Run) -> Outcome:
         matrices=made.matrices,
         bonds=(),
         dropped=(),
-        removals=(),
         target_bytes=(sum(t.bytes for t in run.targets), sum(matrix.bytes for matrix in made.matrices)),
         losses=made.losses,
         kept=made.label,

@@ -26,6 +26,7 @@ from eckart.model.sites import Site, find_sites, fixed
 from eckart.model.stream import narrow_stream
 from eckart.model.targets import Untouched
 from eckart.model.trials import SiteTrials, loss_without
+from eckart.model.vocabulary import with_fewer_words
 from eckart.stats import Need
 
 
@@ -34,6 +35,8 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
 
     Raises ``EckartError`` for an architecture, a bond or a budget with which it can't be done.
     """
+    if recipe.vocabulary is not None:
+        return with_fewer_words(run, recipe.vocabulary)
     if run.request.keep is None:
         raise EckartError("a recipe of bonds takes a share: give --keep instead of --bytes")
     if run.request.only or run.request.exclude:

@@ -35,6 +35,7 @@ COMPANIONS = (
     "NOTICE*",
     "USE_POLICY*",
     "additional_chat_templates/*",
+    "tokenizer/*",  # where it is the original's, beside a smaller vocabulary
 )
 
 

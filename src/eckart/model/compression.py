@@ -10,6 +10,7 @@ from eckart.allocate import Allocator, GreedyByLoss, Level, Uniform
 from eckart.approx import Approximator
 from eckart.bonds.choosing import Choice, Select
 from eckart.bonds.depth import Depth
+from eckart.bonds.words import Words
 from eckart.stats import WITHOUT_TEXT, MetricRule, Need
 
 
@@ -74,9 +75,10 @@ class Narrow:
     Each bond has a ``Choice`` or stays. What a stock configuration can say is written as one; values and keys that are narrower within
     their heads are put back in their places by row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go;
     the rest goes from the bonds. ``maps`` is how the other maps of the blocks are approximated, which then pay their own share.
+    ``vocabulary`` leaves out token ids; how many, the text says, and no budget.
 
-    Raises ``ValueError`` where nothing is chosen, a stream together with others, which it changes, or with a refit, and for an allocator
-    that goes by what is not measured.
+    Raises ``ValueError`` where nothing is chosen, a stream together with others, which it changes, or with a refit, for an allocator
+    that goes by what is not measured, and for a vocabulary with anything beside it.
     """
 
     paper: Paper
@@ -87,10 +89,19 @@ class Narrow:
     depth: Depth | None = None
     share: float = 1.0
     maps: Compress | None = None
+    vocabulary: Words | None = None
     allocate: Allocator | GreedyByLoss = Level()
     statistics: Statistics = Statistics.ORIGINAL
 
     def __post_init__(self) -> None:
+        if self.vocabulary is not None:
+            own = ("paper", "vocabulary")
+            beside = [f.name for f in fields(self) if f.name not in own and getattr(self, f.name) != f.default]
+            if beside:
+                raise ValueError(
+                    f"a smaller vocabulary is as large as the text asks for, and stands alone: leave {beside[0]} out"
+                )
+            return
         chosen = [*self.inside.values(), *([self.stream] if self.stream else [])]
         if not chosen and self.depth is None:
             raise ValueError("a recipe of bonds chooses what crosses at least one, or leaves out blocks")
@@ -129,7 +140,7 @@ class Narrow:
     def needs(self) -> frozenset[Need]:
         """What its parts need together."""
         found = self.allocate.needs
-        for part in (self.stream, *self.inside.values(), self.depth, self.maps):
+        for part in (self.stream, *self.inside.values(), self.depth, self.maps, self.vocabulary):
             found |= part.needs if part is not None else frozenset()
         return found | (frozenset({Need.ACTIVATIONS}) if self.statistics is Statistics.COMPRESSED else frozenset())
 
@@ -140,6 +151,8 @@ class Narrow:
 
     def describe(self) -> dict[str, object]:
         """The parts and their settings as a table, as a TOML recipe would write them."""
+        if self.vocabulary is not None:
+            return {"vocabulary": describe(self.vocabulary)}
         chosen = {"stream": self.stream, **self.inside, "depth": self.depth}
         return {
             **{role: describe(part) for role, part in chosen.items() if part is not None},

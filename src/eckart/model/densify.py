@@ -11,25 +11,14 @@ from transformers.pytorch_utils import Conv1D
 
 from eckart.errors import EckartError
 from eckart.model.certificate import NAME, Certificate
-from eckart.model.checkpoint import INDEX, Checkpoint
+from eckart.model.checkpoint import Checkpoint
 from eckart.model.entries import read_entry
-from eckart.model.files import write_json
-from eckart.model.journal import Journal
 from eckart.model.linear import stored_name
-from eckart.model.output import (
-    FOLDER,
-    check_free,
-    copy_companions,
-    is_in_place,
-    may_be_done,
-    put_in_place,
-    work_folder,
-)
 from eckart.model.progress import Progress, quiet
 from eckart.model.quantizer import METHOD
-from eckart.model.run import environment
+from eckart.model.rewrite import Rewriting, check_place, rewrite
 from eckart.model.skeleton import Skeleton
-from eckart.model.tensorfile import TensorSpec, write
+from eckart.model.tensorfile import TensorSpec
 from eckart.operator import Blueprint, Operator, in_dtype
 
 
@@ -107,8 +96,7 @@ def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progr
     Raises ``EckartError`` if ``folder`` is not a compressed checkpoint, if its blocks have widths of their own, or ``out`` is not free.
     """
     folder, out = Path(folder), Path(out)
-    if not may_be_done(out, "config.json"):
-        check_free(out)
+    check_place(out)
     checkpoint = Checkpoint(folder)
     if "quantization_config" not in checkpoint.config and _was_left_stock(folder):
         raise EckartError(f"{folder} is a stock checkpoint already: load it as it is")
@@ -118,17 +106,8 @@ def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progr
             f"{folder}: {modules.resized[0]} has a width of its own, which no stock config tells of: use the result as it is, or compress "
             "the original anew with one width for all blocks (Level in [allocate])"
         )
-    transposed = _transposed(checkpoint)
-    header = environment() | {"made by": "densify", "source": checkpoint.file_hashes()}
-    journal = Journal(work_folder(out), header, restart=restart)
-    try:
-        if not is_in_place(journal, out, "config.json"):
-            check_free(out)
-            _write_dense(checkpoint, modules, transposed, journal, progress)
-            put_in_place(journal, out)
-    finally:
-        journal.close()
-    return out
+    plan = _plan(checkpoint, modules, _transposed(checkpoint))
+    return rewrite(plan, out, {"source": checkpoint.file_hashes()}, restart=restart, progress=progress)
 
 
 def _was_left_stock(folder: Path) -> bool:
@@ -136,10 +115,8 @@ def _was_left_stock(folder: Path) -> bool:
     return (folder / NAME).is_file() and all(matrix.rank is None for matrix in Certificate.read(folder).matrices)
 
 
-def _write_dense(
-    checkpoint: Checkpoint, modules: OperatorModules, transposed: set[str], journal: Journal, progress: Progress
-) -> None:
-    """Write the files of the dense checkpoint into the work folder."""
+def _plan(checkpoint: Checkpoint, modules: OperatorModules, transposed: set[str]) -> Rewriting:
+    """What becomes of each file."""
     first = {next(iter(modules.tensors(name).values())): name for name in modules.names}
     rest = {disk for name in modules.names for disk in list(modules.tensors(name).values())[1:]}
 
@@ -159,25 +136,14 @@ def _write_dense(
         product = in_dtype(op, wide).dense().to(stored)
         return (product.T if first[name] in transposed else product).contiguous()
 
-    made = journal.path(FOLDER)
-    made.mkdir(exist_ok=True)
-    places: dict[str, str] = {}
-    total = 0
-    for done, file in enumerate(checkpoint.files):
-        specs = [spec(stored) for stored in checkpoint.specs(file) if stored.name not in rest]
-
-        def make(file: str = file, specs: list[TensorSpec] = specs) -> tuple[object, list[str]]:
-            write(made / file, specs, {"format": "pt"} | checkpoint.metadata(file), produce)
-            return None, [f"{FOLDER}/{file}"]
-
-        journal.once(f"write/{file}", make)
-        places |= {entry.name: file for entry in specs}
-        total += sum(entry.nbytes for entry in specs)
-        progress("densify", done + 1, len(checkpoint.files), file)
-    if (checkpoint.folder / INDEX).exists():
-        write_json(made / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    write_json(made / "config.json", {k: v for k, v in checkpoint.config.items() if k != "quantization_config"})
-    copy_companions(checkpoint, made)
+    return Rewriting(
+        stage="densify",
+        source=checkpoint,
+        specs=lambda file: [spec(stored) for stored in checkpoint.specs(file) if stored.name not in rest],
+        metadata=lambda file: {"format": "pt"} | checkpoint.metadata(file),
+        produce=produce,
+        config={k: v for k, v in checkpoint.config.items() if k != "quantization_config"},
+    )
 
 
 def _transposed(checkpoint: Checkpoint) -> set[str]:

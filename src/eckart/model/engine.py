@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from eckart.allocate import smallest, total_bytes
 from eckart.errors import EckartError
@@ -39,7 +40,9 @@ from eckart.model.survey import measure_curves, predicted_error
 from eckart.model.targets import Target, Untouched, find_targets
 from eckart.model.tensorfile import tensor_bytes
 from eckart.model.text import draw_windows, ids_for, read_text, window_length
+from eckart.model.vocabulary import counted
 from eckart.model.walk import Walk
+from eckart.stats import Need
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def compress(
         check_free(out)
         made = narrowed(run, recipe) if isinstance(recipe, Narrow) else approximated(run)
         hashes = write_weights(run, made.pieces)
-        write_rest(run, made.config, _certificate(run, made, hashes))
+        write_rest(run, made, _certificate(run, made, hashes))
         put_in_place(run.journal, out)
     finally:
         run.journal.close()
@@ -169,6 +172,7 @@ def plan(
 def _open_run(
     model: str | Path, out: Path, recipe: AnyRecipe, request: Request, *, restart: bool, progress: Progress
 ) -> Run:
+    _check_size(recipe, request)
     checkpoint = Checkpoint(resolve(model))
     if checkpoint.config.get("quantization_config") is not None:
         raise EckartError(f"{checkpoint.folder} is already compressed or quantised: start from the original checkpoint")
@@ -176,7 +180,10 @@ def _open_run(
     targets, untouched = find_targets(skeleton, request.only, request.exclude)
     walk: Walk | None = None
     calibration: dict[str, object] | None = None
-    if recipe.reads_text:
+    counts: Tensor | None = None
+    if Need.WORDS in recipe.needs:
+        counts, calibration = counted(skeleton, request)
+    elif recipe.reads_text:
         walk, calibration = _calibration(skeleton, request)
     if isinstance(recipe, Compress):
         _check_budget(skeleton, recipe, targets, request)
@@ -208,7 +215,19 @@ def _open_run(
         source=source,
         calibration=calibration,
         progress=progress,
+        counts=counts,
     )
+
+
+def _check_size(recipe: AnyRecipe, request: Request) -> None:
+    """Refuse a request that does not say how small the result shall be, and one that does where the recipe does so itself."""
+    if Need.WORDS in recipe.needs:
+        if request.keep is not None or request.size is not None:
+            raise EckartError(
+                "this recipe leaves out what the text does not use, and no more: leave --keep and --bytes away"
+            )
+    elif (request.keep is None) == (request.size is None):
+        raise EckartError("say how small the result shall be: either --keep FRACTION or --bytes SIZE")
 
 
 def _calibration(skeleton: Skeleton, request: Request) -> tuple[Walk, dict[str, object]]:

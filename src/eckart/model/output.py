@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
@@ -28,6 +28,8 @@ class Outcome:
     """What a compression comes to before it is written: tensors by file, config, and what the certificate says.
 
     ``target_bytes`` are those of the linear maps before and after; of the ranks ``kept`` names the choice, ``gap`` bounds what it may lack.
+    ``companions`` maps the files that come along to their names in the result (``None``: all, as they are), ``tables`` are JSON files
+    beside them, ``usage`` is what the model card says instead of how to load an ordinary result.
     """
 
     pieces: Mapping[str, list[Piece]]
@@ -35,11 +37,14 @@ class Outcome:
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
     dropped: tuple[str, ...]
-    removals: tuple[Removal, ...]
+    removals: tuple[Removal, ...] = ()
     target_bytes: tuple[int, int]
     losses: Mapping[str, float]
     kept: str
     gap: float | None
+    companions: Mapping[str, str] | None = None
+    tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    usage: tuple[str, ...] = ()
 
 
 def write_weights(run: Run, pieces: Mapping[str, list[Piece]]) -> dict[str, str]:
@@ -79,14 +84,16 @@ def _tensor(run: Run, piece: Piece) -> Tensor:
     return found
 
 
-def write_rest(run: Run, config: Mapping[str, object], table: Mapping[str, object]) -> None:
+def write_rest(run: Run, made: Outcome, table: Mapping[str, object]) -> None:
     """Write config, certificate, model card and the files that came with the original."""
     folder = run.file(FOLDER)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", made.config)
     write_json(folder / certificate.NAME, table)
-    copy_companions(run.checkpoint, folder)
+    copy_companions(run.checkpoint, folder, made.companions)
+    for name, content in made.tables.items():
+        write_json(folder / name, content)
     with written_whole(folder / "README.md") as handle:
-        handle.write(_card(run, table, config).encode())
+        handle.write(_card(run, table, made).encode())
 
 
 def with_modules(config: Mapping[str, object], modules: Mapping[str, object]) -> dict[str, object]:
@@ -95,19 +102,19 @@ def with_modules(config: Mapping[str, object], modules: Mapping[str, object]) ->
     return {**config, **own}
 
 
-def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copy tokenizer, generation config, templates and licence of a checkpoint."""
-    for name in checkpoint.companions():
-        target = folder / name
+def copy_companions(checkpoint: Checkpoint, folder: Path, names: Mapping[str, str] | None = None) -> None:
+    """Copy tokenizer, generation config, templates and licence of a checkpoint, or the files that ``names`` maps to new names."""
+    for name, new in (names or {name: name for name in checkpoint.companions()}).items():
+        target = folder / new
         target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(target) as handle:
             for chunk in chunks(checkpoint.folder / name):
                 handle.write(chunk)
 
 
-def _card(run: Run, table: Mapping[str, object], config: Mapping[str, object]) -> str:
+def _card(run: Run, table: Mapping[str, object], made: Outcome) -> str:
     """The model card: the original's licence, what was done, and how to load it."""
-    quantization = config.get("quantization_config")
+    quantization = made.config.get("quantization_config")
     stock = quantization is None
     modules = quantization["modules"].values() if isinstance(quantization, dict) else ()
     multiplies_out = not stock and not any("resized" in entry for entry in modules)
@@ -117,13 +124,8 @@ def _card(run: Run, table: Mapping[str, object], config: Mapping[str, object]) -
     before, after = (human_bytes(sizes["files"][when]) for when in ("before", "after"))
     maps_before, maps_after = (human_bytes(sizes["targets"][when]) for when in ("before", "after"))
     title = run.recipe.paper.title
-    body = [
-        "# A checkpoint compressed by eckart",
-        "",
-        f"Weights {before} before, {after} now; of these the approximated linear maps {maps_before} before, {maps_after} now.",
-        f"Method: {title}" + (f" ({run.recipe.paper.link})." if run.recipe.paper.link else "."),
-        "`eckart.json` holds the parts, settings and seeds, and for every matrix or bond its size, bytes and error bounds.",
-        "",
+    maps = "" if made.usage else f"; of these the approximated linear maps {maps_before} before, {maps_after} now"
+    loading = (
         "```python",
         *([] if stock else ["import eckart  # registers the format; without it loading fails on purpose"]),
         "from transformers import AutoModelForCausalLM",
@@ -131,6 +133,15 @@ def _card(run: Run, table: Mapping[str, object], config: Mapping[str, object]) -
         "model = AutoModelForCausalLM.from_pretrained(THIS_DIRECTORY)",
         "```",
         "",
+    )
+    body = [
+        "# A checkpoint compressed by eckart",
+        "",
+        f"Weights {before} before, {after} now{maps}.",
+        f"Method: {title}" + (f" ({run.recipe.paper.link})." if run.recipe.paper.link else "."),
+        "`eckart.json` holds the parts, settings and seeds, and for every matrix or bond its size, bytes and error bounds.",
+        "",
+        *(made.usage or loading),
         "Check it with `eckart verify THIS_DIRECTORY --against ORIGINAL`"
         + ("; `eckart densify THIS_DIRECTORY -o DENSE` makes a stock checkpoint of it." if multiplies_out else "."),
         "",

@@ -15,10 +15,13 @@ from eckart.model.certificate import BondRecord, Certificate, MatrixRecord, Remo
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.compression import AnyRecipe
 from eckart.model.engine import compress
+from eckart.model.files import sha256_of
 from eckart.model.ledger import Ledger
 from eckart.model.progress import Progress
 from eckart.model.recheck import check_text
 from eckart.model.run import Request
+from eckart.model.words import NAME as WORDS
+from eckart.stats import Need
 
 # On another machine sums are rounded otherwise; a weight may then come out at the next number that its dtype has, and figures that go
 # through activations in float32 differ by theirs.
@@ -37,7 +40,8 @@ def check_repeated(
 ) -> tuple[str, ...]:
     """Make the result again in a temporary folder and compare config, records, losses and every tensor; what is left unchecked.
 
-    Nothing is made where the text is missing or a check failed before. Raises ``EckartError`` for another text than the recorded one.
+    Where the vocabulary is a smaller one all other files are compared as well. Nothing is made where the text is missing or a check failed
+    before. Raises ``EckartError`` for another text than the recorded one.
     """
     if recipe.reads_text and calibration is None:
         return ("what hangs on the calibration text: figures, weights and losses (name it with --calibration)",)
@@ -46,14 +50,15 @@ def check_repeated(
         check_text(calibration, facts)
     if ledger.failures:
         return ()
+    drawn = None if Need.WORDS in recipe.needs else facts  # counts are of the whole text
     request = Request(
         keep=certificate.keep,
         size=certificate.size,
         only=certificate.only,
         exclude=certificate.exclude,
         calibration=calibration,
-        tokens=Request.tokens if facts is None else facts.asked_tokens,
-        window=None if facts is None else facts.window,
+        tokens=Request.tokens if drawn is None else drawn.asked_tokens,
+        window=None if drawn is None else drawn.window,
         seed=certificate.seed,
         quick=certificate.quick,
     )
@@ -87,6 +92,11 @@ def check_repeated(
             there = name in checkpoint.tensors and name in again.tensors
             same = there and _near(checkpoint.read(name), again.read(name))
             ledger.check("tensors made again", same, f"tensor {name} is not what the recipe makes of the original")
+        if WORDS in again.companions():  # ids mean something only by these files
+            for name in again.companions():
+                path = checkpoint.folder / name
+                same = path.is_file() and sha256_of(path) == sha256_of(again.folder / name)
+                ledger.check("files made again", same, f"{path} is not what the recipe makes of the original")
     return ()
 
 

@@ -32,7 +32,7 @@ from eckart.stats import MetricRule, Moments, Need
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be done to a model: one of ``keep`` and ``size``, and where the statistics come from.
+    """What is to be done to a model: one of ``keep`` and ``size``, unless the recipe tells the size, and where the statistics come from.
 
     ``keep`` is the share of the targets' bytes that may remain, ``size`` the bytes of all safetensors files together.
     ``quick`` leaves out the spectral norm, and for large matrices the lower bound that comes near the optimum.
@@ -51,8 +51,6 @@ class Request:
     quick: bool = False
 
     def __post_init__(self) -> None:
-        if (self.keep is None) == (self.size is None):
-            raise EckartError("say how small the result shall be: either --keep FRACTION or --bytes SIZE")
         if self.keep is not None and not 0 < self.keep <= 1:
             raise EckartError(f"--keep is {self.keep:g}: give a fraction above 0 and at most 1")
         if self.size is not None and self.size <= 0:
@@ -90,6 +88,7 @@ class Run:
     source: dict[str, str]  # SHA-256 of the files of the original
     calibration: dict[str, object] | None  # what the record says of the calibration text
     progress: Progress = quiet
+    counts: Tensor | None = None  # how often each token id occurs in it, where the recipe asks for that
 
     @property
     def blocks(self) -> int:

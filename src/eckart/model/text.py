@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.errors import EckartError, first_line
+from eckart.model.checkpoint import resolve
 from eckart.model.files import check_regular, read_json
+from eckart.model.words import NAME as WORDS
+from eckart.model.words import TOKENIZER, Vocabulary, read_words
 
 LONGEST_WINDOW = 2048
 
@@ -29,9 +33,14 @@ def read_text(path: Path) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model directory; raises ``EckartError`` if there is none."""
+    """The tokenizer of a model directory; raises ``EckartError`` if there is none.
+
+    Beside a smaller vocabulary it is the original's, and gives the original's ids.
+    """
     from transformers import AutoTokenizer
 
+    if (folder / WORDS).is_file():
+        folder = folder / TOKENIZER
     if not any(
         (folder / name).exists()
         for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
@@ -51,11 +60,15 @@ def encode(tokenizer: Any, text: str) -> Tensor:
 
 
 def ids_for(folder: Path, text: str) -> Tensor:
-    """The ids of a text for a model directory, by its own tokenizer.
+    """The ids of a text for a model directory, by its own tokenizer, in those of a smaller vocabulary where it has one.
 
-    Raises ``EckartError`` if the directory holds no tokenizer, or one that gives ids beyond the model's vocabulary.
+    Raises ``EckartError`` if the directory holds no tokenizer, one that gives ids beyond the model's vocabulary, or a smaller vocabulary
+    that lacks a token of the text.
     """
-    ids = encode(load_tokenizer(folder), text)
+    tokenizer, words = load_tokenizer(folder), read_words(folder)
+    ids = encode(tokenizer, text)
+    if words is not None:
+        return replace(words, tokenizer=tokenizer).shrink(ids)
     size = _from_config(folder, "vocab_size")
     if size is not None and len(ids) and int(ids.max()) >= size:
         raise EckartError(
@@ -63,6 +76,24 @@ def ids_for(folder: Path, text: str) -> Tensor:
             f"but config.json has a vocabulary of {size}"
         )
     return ids
+
+
+def vocabulary(folder: str | Path) -> Vocabulary:
+    """Which of the original's token ids a model with a smaller vocabulary has, with ``shrink`` and ``restore`` between the two.
+
+    ``folder`` is a directory or a hub id. The tokenizer in its folder ``tokenizer`` gives the original's ids::
+
+        words = eckart.vocabulary("small")
+        ids = words.shrink(tokenizer(text, return_tensors="pt").input_ids)
+        text = tokenizer.decode(words.restore(model.generate(ids))[0])
+
+    Raises ``EckartError`` for a model without ``vocabulary.json``, and for a damaged one.
+    """
+    folder = resolve(folder)
+    found = read_words(folder)
+    if found is None:
+        raise EckartError(f"{folder} holds no {WORDS}: its vocabulary is no smaller one, or the file was left behind")
+    return replace(found, tokenizer=load_tokenizer(folder)) if (folder / TOKENIZER).is_dir() else found
 
 
 def context_length(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from eckart.recipes.bonds import (
     axformer,
     comp,
+    embedding_pruning,
     greedy_output,
     layer_drop,
     lorap,
@@ -36,6 +37,7 @@ __all__ = [
     "comp",
     "curing",
     "ecoflap",
+    "embedding_pruning",
     "eora",
     "fwsvd",
     "greedy_output",

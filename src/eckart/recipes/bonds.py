@@ -8,6 +8,7 @@ from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
 from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.words import Used
 from eckart.model.compression import Compress, Narrow, Paper, Statistics
 from eckart.stats import RootMeanSquare
 
@@ -170,4 +171,20 @@ def shrink_width(allocate: Allocator = EIGHTS) -> Narrow:
         ),
         hidden=Select(Magnitude()),
         allocate=allocate,
+    )
+
+
+def embedding_pruning() -> Narrow:
+    """A smaller vocabulary: the tokens that the text uses and the special ones; the other rows can be put back after training."""
+    return Narrow(
+        paper=Paper(
+            "Frustratingly Simple Memory Efficiency for Pre-trained Language Models via Dynamic Embedding Pruning",
+            "arXiv:2309.08708",
+            (
+                "special tokens and single bytes stay whether the text has them or not",
+                "the rows of the head go as well, so a language model's softmax is over fewer tokens; the paper prunes embeddings alone",
+                "the smaller model is a checkpoint of its own, and eckart restore puts the other rows back; the paper does both in memory",
+            ),
+        ),
+        vocabulary=Used(),
     )

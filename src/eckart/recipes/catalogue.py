@@ -48,6 +48,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("shortgpt", "compress", bonds.shortgpt),
         Recipe("layer-drop", "compress", bonds.layer_drop),
         Recipe("shrink-width", "compress", bonds.shrink_width),
+        Recipe("embedding-pruning", "compress", bonds.embedding_pruning),
     )
 }
 

@@ -27,6 +27,7 @@ from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
 from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.words import Used
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
@@ -67,11 +68,12 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "depth": (LastBlocks, LeastInfluence, LeastLoss),
         "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain, Condition),
         "correct": (Refit, Tune),
+        "vocabulary": (Used,),
     }.items()
 }
 OF_GRADIENTS = [name for name, part in PARTS["metric"].items() if Need.GRADIENTS in getattr(part, "needs", ())]
 MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
-BONDS = ("stream", "hidden", "values", "keys", "depth")  # what one of bonds has, at least one
+BONDS = ("stream", "hidden", "values", "keys", "depth", "vocabulary")  # what one of bonds has, at least one
 
 
 def read_recipe(path: Path) -> AnyRecipe:

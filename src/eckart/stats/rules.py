@@ -23,6 +23,7 @@ class Need(Enum):
     GRADIENTS = auto()  # how the loss answers to each column of each matrix
     FORWARD_SENSITIVITY = auto()  # how the loss answers to noise on the matrices of each block, without gradients
     LOSS = auto()  # the loss, measured again for every choice that is tried
+    WORDS = auto()  # how often each token id occurs in the text
 
 
 WITHOUT_TEXT = frozenset({Need.SPECTRA, Need.KINDS})  # what the weights alone tell, in a metric that needs nothing
