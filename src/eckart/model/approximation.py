@@ -27,20 +27,20 @@ def choose_ranks(run: Run) -> tuple[dict[str, Mapping[str, Rank]], float | None,
     """The choices of ranks to fit, the preferred one first; the gap of the preferred one; losses known so far."""
     approx = run.matrices.approx
     slots = {target.name: target.slot(approx) for target in run.targets}
-    if Need.SPECTRA in run.recipe.allocate.needs:
+    if Need.SPECTRA in run.matrices.allocate.needs:
         slots = {target.name: target.slot(approx, curve) for target, curve in spectra(run)}
-    if Need.INFLUENCE in run.recipe.allocate.needs:
+    if Need.INFLUENCE in run.matrices.allocate.needs:
         influence: dict[int | None, float] = dict(enumerate(block_influence(run)))
         slots = {name: replace(slot, importance=influence.get(slot.block)) for name, slot in slots.items()}
-    if Need.KINDS in run.recipe.allocate.needs:
+    if Need.KINDS in run.matrices.allocate.needs:
         kinds = kinds_of(graph_of(run.checkpoint))
         slots = {target.name: replace(slots[target.name], kind=kinds.get(target.disk)) for target in run.targets}
-    if Need.SENSITIVITY not in run.recipe.allocate.needs:
-        own = _within_budget(run, run.recipe.allocate, slots)
-        return {type(run.recipe.allocate).__name__.lower(): own.ranks}, own.gap, {}
+    if Need.SENSITIVITY not in run.matrices.allocate.needs:
+        own = _within_budget(run, run.matrices.allocate, slots)
+        return {type(run.matrices.allocate).__name__.lower(): own.ranks}, own.gap, {}
     priced, loss = survey(run)
     uniform = _within_budget(run, Uniform(), slots)
-    allocated = _within_budget(run, run.recipe.allocate, priced)
+    allocated = _within_budget(run, run.matrices.allocate, priced)
     return {"allocated": allocated.ranks, "uniform": uniform.ranks}, allocated.gap, {"original": loss}
 
 

@@ -76,6 +76,26 @@ class BondRecord:
         return cls(name, size, rank, entries, None if bound is None else Bound.from_json(bound))
 
 
+@dataclass(frozen=True)
+class HeadRecord:
+    """A head that takes the weights of ``root``: of its ``match`` or, where that is shared as well, of what the match takes."""
+
+    name: str
+    match: str
+    root: str
+    likeness: float
+
+    def to_json(self) -> dict[str, object]:
+        """The entry in ``eckart.json``."""
+        return {"name": self.name, "match": self.match, "root": self.root, "likeness": self.likeness}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, object]) -> HeadRecord:
+        """Read back what ``to_json`` wrote; ``KeyError`` or ``TypeError`` if it is something else."""
+        name, match, root = (_text(entry[key]) for key in ("name", "match", "root"))
+        return cls(name, match, root, _number(entry["likeness"]))
+
+
 def record(target: Target, form: Operator | None, rank: int | None, bounds: Sequence[Bound]) -> MatrixRecord:
     """The record of a target that is stored at a rank in this form; ``None``: dense."""
     kind, size = ("dense", target.bytes) if form is None else (kind_of(form), nbytes(form))
@@ -103,6 +123,7 @@ class Certificate:
 
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
+    heads: tuple[HeadRecord, ...]
     dropped: tuple[str, ...]
     untouched: tuple[Untouched, ...]
     tensors: Mapping[str, str]
@@ -145,6 +166,7 @@ class Certificate:
         return cls(
             matrices=tuple(_matrix(entry) for entry in _list(table["matrices"])),
             bonds=tuple(_bond(_table(entry)) for entry in _list(table.get("bonds", []))),
+            heads=tuple(HeadRecord.from_json(_table(entry)) for entry in _list(table.get("heads", []))),
             dropped=tuple(_text(entry) for entry in _list(table.get("dropped", []))),
             untouched=tuple(_untouched(_table(entry)) for entry in _list(table["untouched"])),
             tensors=_mapping(table["tensors"], _text),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eckart.errors import EckartError
 from eckart.model import certificate
-from eckart.model.certificate import BondRecord, MatrixRecord
+from eckart.model.certificate import BondRecord, HeadRecord, MatrixRecord
 from eckart.model.checkpoint import INDEX, Checkpoint
 from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
 from eckart.model.journal import JOURNAL, Journal
@@ -39,6 +39,7 @@ class Outcome:
     losses: Mapping[str, float]
     kept: str
     gap: float | None
+    heads: tuple[HeadRecord, ...] = ()
 
 
 def write_weights(run: Run, pieces: Mapping[str, list[Piece]]) -> dict[str, str]:

@@ -178,7 +178,7 @@ def scratch_bytes(run: Run) -> int:
     """The largest room that the files of hidden states and gradients take at any one time."""
     if run.walk is None:
         return 0
-    kept = run.blocks + 3 if Need.SENSITIVITY in run.recipe.allocate.needs else 2
+    kept = run.blocks + 3 if Need.SENSITIVITY in run.matrices.allocate.needs else 2
     return kept * run.walk.activation_bytes
 
 

@@ -3,6 +3,7 @@
 from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
+from eckart.recipes.heads import head_sharing
 from eckart.recipes.notation import read_recipe
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "curing",
     "eora",
     "greedy_output",
+    "head_sharing",
     "layer_drop",
     "llm_rom",
     "lorap",

@@ -9,6 +9,7 @@ from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
 from eckart.recipes.bonds import greedy_output, layer_drop, lorap, modegpt, shortgpt, shrink_width, slicegpt
 from eckart.recipes.compress import asvd, curing, eora, llm_rom, magnitude, sparsegpt, svd, svd_llm, wanda, welore
+from eckart.recipes.heads import head_sharing
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("shortgpt", "compress", shortgpt),
         Recipe("layer-drop", "compress", layer_drop),
         Recipe("shrink-width", "compress", shrink_width),
+        Recipe("head-sharing", "compress", head_sharing),
     )
 }
 
