@@ -22,6 +22,7 @@ from eckart.operator import (
     RowSparse,
     Shuffle,
     Sparse,
+    Stacked,
     Sum,
     TensorTrain,
     Transposed,
@@ -82,6 +83,10 @@ def blocks(k: int, p: int, q: int, dtype: torch.dtype) -> BlockDiagonal:
     return BlockDiagonal(cube(k, p, q).to(dtype))
 
 
+def stacked(heights: tuple[int, ...], width: int, dtype: torch.dtype) -> Stacked:
+    return Stacked(tuple(gaussian(height, width, i).to(dtype) for i, height in enumerate(heights)))
+
+
 SHAPES = [(5, 3), (3, 5), (4, 4), (1, 6), (6, 1)]
 
 # A new kind joins by a line here.
@@ -121,6 +126,12 @@ MAKERS: Mapping[str, tuple[Maker, ...]] = {
         lambda d: Masked.of(gaussian(3, 8).to(d), gaussian(3, 8, seed=2) > -9),
         lambda d: Masked.of(gaussian(2, 3).to(d), gaussian(2, 3, seed=2) > 9),
     ),
+    "stacked": (
+        partial(stacked, (2, 3, 1), 4),
+        partial(stacked, (1, 1), 3),
+        partial(stacked, (5,), 2),
+        partial(stacked, (0, 2), 1),
+    ),
     "sum": (lambda d: Sum((factors(5, 7, d), sparse(5, 7, 0.3, d), codes(5, 7, 3, 3, d))),),
     "product": (lambda d: Product((dense(4, 3, d), diagonal(3, d), factors(3, 6, d))),),
     "transposed": (lambda d: Transposed(sparse(5, 7, 0.4, d)), lambda d: Transposed(codes(5, 7, 3, 3, d))),
@@ -142,6 +153,7 @@ HYBRIDS: Mapping[str, Maker] = {
             RowSparse.of(gaussian(2, 2).to(d), torch.tensor([2, 1]), 3).T,
         )
     ),
+    "blocks of columns": lambda d: stacked((2, 3), 4, d).T,
     "nothing but shuffles": lambda d: Product((Shuffle(2, 6), Shuffle(3, 4), Kronecker(Shuffle(2, 2), Shuffle(1, 3)))),
     "sum of transposed codes and a kronecker of sums": lambda d: Sum(
         (

@@ -117,6 +117,7 @@ def test_a_cast_of_the_module_leaves_integers_alone() -> None:
     "name",
     [
         "tensor_train 0",
+        "stacked 0",
         "sparse 0",
         "codes 0",
         "transposed 1",

@@ -13,7 +13,7 @@ from eckart.errors import EckartError
 from eckart.model import engine
 from eckart.model import verify as verification
 from eckart.model.certificate import NAME, Certificate
-from eckart.model.compression import AnyRecipe, Compress, Narrow
+from eckart.model.compression import AnyRecipe, Compress, Narrow, Share
 from eckart.model.engine import Compressed, Planned
 from eckart.model.healing.check import verify_healed
 from eckart.model.progress import Progress, quiet
@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
 
     ``keep``: the share of the targeted linear maps' bytes that may remain, 0 < keep <= 1.
     ``size``: the bytes that all safetensors files together may take.
-    ``recipe``: a key of ``eckart.RECIPES``, the path of a TOML file, or a composed ``Compress`` or ``Narrow``; by default ``svd-llm``.
+    ``recipe``: a key of ``eckart.RECIPES``, a TOML file, or a composed ``Compress``, ``Narrow`` or ``Share``; by default ``svd-llm``.
     ``ranks``: another allocator than the recipe's.
     ``only``: patterns of module names to compress instead of all maps inside blocks.
     ``exclude``: patterns of module names to leave alone.
@@ -115,14 +115,18 @@ def _read(options: Options) -> tuple[AnyRecipe, Request]:
 
 
 def _resolved(recipe: str | Path | AnyRecipe, ranks: Allocator | None) -> AnyRecipe:
-    if isinstance(recipe, Compress | Narrow):
+    if isinstance(recipe, Compress | Narrow | Share):
         found: AnyRecipe = recipe
     elif isinstance(recipe, Path) or recipe.endswith(".toml"):
         found = read_recipe(Path(recipe))
     else:
         found = find_recipe(recipe).make()
+    if ranks is not None and isinstance(found, Share):
+        raise EckartError(
+            "this recipe shares as many heads as the budget asks for, and there are no ranks to spread: leave --ranks out"
+        )
     try:
-        return found if ranks is None else replace(found, allocate=ranks)
+        return found if ranks is None or isinstance(found, Share) else replace(found, allocate=ranks)
     except ValueError as error:
         raise EckartError(f"these ranks do not go with this recipe: {error}") from error
 

@@ -33,7 +33,7 @@ def print_compressed(done: Compressed) -> None:
             (
                 matrix.name,
                 _shape(matrix.shape),
-                "dense" if matrix.rank is None else str(matrix.rank),
+                matrix.operator.replace("_", " ") if matrix.rank is None else str(matrix.rank),
                 human_bytes(matrix.bytes),
                 percent(own.relative),
                 "-" if own.excess is None else f"{own.excess:.4f}",
@@ -48,6 +48,10 @@ def print_compressed(done: Compressed) -> None:
         console.print()
     if done.bonds:
         _print_narrowed(done.bonds)
+        console.print()
+    if done.heads:
+        shared = [(head.name, head.match, head.root, f"{head.likeness:.4f}") for head in done.heads]
+        print_table(("head", "is most like", "takes the weights of", "likeness"), shared, left=3)
         console.print()
     if done.dropped:
         console.print(f"blocks left out: {', '.join(done.dropped)}")
@@ -147,6 +151,7 @@ def compressed_json(done: Compressed) -> dict[str, Any]:
     return {
         "folder": str(done.folder),
         "bonds": [bond.to_json() for bond in done.bonds],
+        "heads": [head.to_json() for head in done.heads],
         "dropped": list(done.dropped),
         "removals": [removal.to_json() for removal in done.removals],
         "target_bytes": _before_after(done.target_bytes),

@@ -89,6 +89,26 @@ class Removal:
         return {"name": self.name, "left": self.left, "loss": self.loss}
 
 
+@dataclass(frozen=True)
+class HeadRecord:
+    """A head that takes the weights of ``root``: of its ``match`` or, where that is shared as well, of what the match takes."""
+
+    name: str
+    match: str
+    root: str
+    likeness: float
+
+    def to_json(self) -> dict[str, object]:
+        """The entry in ``eckart.json``."""
+        return {"name": self.name, "match": self.match, "root": self.root, "likeness": self.likeness}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, object]) -> HeadRecord:
+        """Read back what ``to_json`` wrote; ``KeyError`` or ``TypeError`` if it is something else."""
+        name, match, root = (_text(entry[key]) for key in ("name", "match", "root"))
+        return cls(name, match, root, _number(entry["likeness"]))
+
+
 def record(target: Target, form: Operator | None, rank: int | None, bounds: Sequence[Bound]) -> MatrixRecord:
     """The record of a target that is stored at a rank in this form; ``None``: dense."""
     kind, size = ("dense", target.bytes) if form is None else (kind_of(form), nbytes(form))
@@ -184,6 +204,7 @@ class Certificate:
 
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
+    heads: tuple[HeadRecord, ...]
     dropped: tuple[str, ...]
     removals: tuple[Removal, ...]
     untouched: tuple[Untouched, ...]
@@ -233,6 +254,7 @@ class Certificate:
         return cls(
             matrices=tuple(_matrix(entry) for entry in _list(table["matrices"])),
             bonds=tuple(_bond(_table(entry)) for entry in _list(table.get("bonds", []))),
+            heads=tuple(HeadRecord.from_json(_table(entry)) for entry in _list(table.get("heads", []))),
             dropped=tuple(_text(entry) for entry in _list(table.get("dropped", []))),
             removals=tuple(_removal(_table(entry)) for entry in _list(table.get("removals", []))),
             untouched=tuple(_untouched(_table(entry)) for entry in _list(table["untouched"])),

@@ -10,6 +10,7 @@ from eckart.allocate import Allocator, GreedyByLoss, Level, Uniform
 from eckart.approx import Approximator
 from eckart.bonds.choosing import Choice, Select
 from eckart.bonds.depth import Depth
+from eckart.bonds.heads import Likeness
 from eckart.bonds.words import Words
 from eckart.stats import WITHOUT_TEXT, MetricRule, Need
 
@@ -163,7 +164,33 @@ class Narrow:
         }
 
 
-AnyRecipe = Compress | Narrow
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A post-training compression in which heads of attention take the weights of others, as many as the budget asks for.
+
+    ``heads`` says how alike two heads are. Each has the most similar one of an earlier block for its match; those that are most like
+    theirs take its weights, which are then stored once.
+    """
+
+    paper: Paper
+    heads: Likeness
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What its part needs."""
+        return self.heads.needs
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything is measured on a calibration text."""
+        return bool(self.needs - WITHOUT_TEXT)
+
+    def describe(self) -> dict[str, object]:
+        """The part and its settings as a table, as a TOML recipe would write them."""
+        return {"heads": describe(self.heads)}
+
+
+AnyRecipe = Compress | Narrow | Share
 
 
 def describe(part: object) -> Mapping[str, object]:

@@ -26,7 +26,7 @@ class OperatorModules:
     """The operators of a compressed checkpoint, read one at a time.
 
     ``names`` lists the modules that hold one; of modules that share an operator only the one whose tensors are stored. ``resized`` are
-    those of another shape than the architecture gives them.
+    those of another shape than the architecture gives them. A tensor that several modules share belongs to the one that stores it.
     Raises ``EckartError`` if the checkpoint was not made by this library; with ``optional``, one without any operator is
     taken for a result all of whose matrices stayed dense.
     """
@@ -40,7 +40,7 @@ class OperatorModules:
         if not isinstance(modules, dict):
             raise EckartError(f"{checkpoint.folder / 'config.json'} lists no compressed modules: it is damaged")
         self.checkpoint = checkpoint
-        self._entries: dict[str, tuple[Blueprint, tuple[str, ...]]] = {}
+        self._entries: dict[str, tuple[Blueprint, dict[str, str], frozenset[str]]] = {}
         self.resized: list[str] = []
         for name, spec in modules.items():
             try:
@@ -48,7 +48,7 @@ class OperatorModules:
             except ValueError as error:
                 raise EckartError(f"{checkpoint.folder / 'config.json'} is damaged: it gives {name} {error}") from error
             layout = tuple(entry.shapes)
-            stored = {side: self._stored(name, layout, side) for side in layout}
+            stored = {side: entry.shared.get(side, f"{name}.{stored_name(side, layout)}") for side in layout}
             there = [disk for disk in stored.values() if disk in checkpoint.tensors]
             if not there:
                 continue  # tied: the module that it follows holds the tensors
@@ -60,11 +60,7 @@ class OperatorModules:
             if any(specs[side].dtype != dtype for side, dtype in entry.dtypes.items()):
                 raise EckartError(f"{checkpoint.folder}: {name} is not stored in the dtypes that config.json gives it")
             self.resized += [name] if entry.resized else []
-            self._entries[name] = (Blueprint.of(entry.record), layout)
-
-    @staticmethod
-    def _stored(name: str, layout: tuple[str, ...], side: str) -> str:
-        return f"{name}.{stored_name(side, layout)}"
+            self._entries[name] = (Blueprint.of(entry.record), stored, frozenset(entry.shared))
 
     @property
     def names(self) -> list[str]:
@@ -77,8 +73,12 @@ class OperatorModules:
 
     def tensors(self, name: str) -> Mapping[str, str]:
         """For each tensor of a module's operator its name on disk."""
-        _, layout = self._entries[name]
-        return {side: self._stored(name, layout, side) for side in layout}
+        return self._entries[name][1]
+
+    def own(self, name: str) -> frozenset[str]:
+        """The names on disk of the tensors that a module stores itself."""
+        _, stored, shared = self._entries[name]
+        return frozenset(disk for side, disk in stored.items() if side not in shared)
 
     def read(self, name: str) -> Operator:
         """The operator of a module, in its stored dtype."""
@@ -117,29 +117,37 @@ def _was_left_stock(folder: Path) -> bool:
 
 def _plan(checkpoint: Checkpoint, modules: OperatorModules, transposed: set[str]) -> Rewriting:
     """What becomes of each file."""
-    first = {next(iter(modules.tensors(name).values())): name for name in modules.names}
-    rest = {disk for name in modules.names for disk in list(modules.tensors(name).values())[1:]}
+    weights = {f"{name}.weight": name for name in modules.names}
+    parts = {disk for name in modules.names for disk in modules.tensors(name).values()}
+    # A weight goes where the first tensor of its own is, or, of a module that has none, the first of all.
+    homes: dict[str, list[str]] = {}
+    for name in modules.names:
+        stored = list(modules.tensors(name).values())
+        homes.setdefault(next((disk for disk in stored if disk in modules.own(name)), stored[0]), []).append(name)
 
-    def spec(stored: TensorSpec) -> TensorSpec:
-        if stored.name not in first:
-            return stored
-        rows, columns = modules.read(first[stored.name]).shape
-        shape = (columns, rows) if first[stored.name] in transposed else (rows, columns)
-        return TensorSpec(stored.name, stored.dtype, shape)
+    def specs_of(stored: TensorSpec) -> list[TensorSpec]:
+        if stored.name not in parts:
+            return [stored]
+        found = []
+        for name in homes.get(stored.name, []):
+            rows, columns = modules.read(name).shape
+            shape = (columns, rows) if name in transposed else (rows, columns)
+            found.append(TensorSpec(f"{name}.weight", stored.dtype, shape))
+        return found
 
     def produce(name: str) -> Tensor:
-        if name not in first:
+        if name not in weights:
             return checkpoint.read(name)
-        op = modules.read(first[name])
+        op = modules.read(weights[name])
         stored = next(iter(op.tensors().values())).dtype
         wide = torch.promote_types(stored, torch.float32)
         product = in_dtype(op, wide).dense().to(stored)
-        return (product.T if first[name] in transposed else product).contiguous()
+        return (product.T if weights[name] in transposed else product).contiguous()
 
     return Rewriting(
         stage="densify",
         source=checkpoint,
-        specs=lambda file: [spec(stored) for stored in checkpoint.specs(file) if stored.name not in rest],
+        specs=lambda file: [entry for stored in checkpoint.specs(file) for entry in specs_of(stored)],
         metadata=lambda file: {"format": "pt"} | checkpoint.metadata(file),
         produce=produce,
         config={k: v for k, v in checkpoint.config.items() if k != "quantization_config"},

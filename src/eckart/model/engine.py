@@ -16,9 +16,9 @@ from eckart.errors import EckartError
 from eckart.model import certificate
 from eckart.model.approximation import approximated, choose_ranks
 from eckart.model.bonded import narrowed
-from eckart.model.certificate import BondRecord, Certificate, MatrixRecord, Removal
+from eckart.model.certificate import BondRecord, Certificate, HeadRecord, MatrixRecord, Removal
 from eckart.model.checkpoint import Checkpoint, resolve
-from eckart.model.compression import AnyRecipe, Compress, Narrow
+from eckart.model.compression import AnyRecipe, Compress, Narrow, Share
 from eckart.model.files import human_bytes, sha256_of
 from eckart.model.journal import Journal
 from eckart.model.layout import bytes_of, forms_of, output_bytes
@@ -35,6 +35,7 @@ from eckart.model.output import (
 from eckart.model.progress import Progress, peak_memory, quiet
 from eckart.model.room import scratch_bytes
 from eckart.model.run import Request, Run, environment, seeded
+from eckart.model.sharing import shared
 from eckart.model.skeleton import Skeleton
 from eckart.model.survey import measure_curves, predicted_error
 from eckart.model.targets import Target, Untouched, find_targets
@@ -57,6 +58,7 @@ class Compressed:
     folder: Path
     matrices: tuple[MatrixRecord, ...]
     bonds: tuple[BondRecord, ...]
+    heads: tuple[HeadRecord, ...]
     dropped: tuple[str, ...]
     removals: tuple[Removal, ...]
     untouched: tuple[Untouched, ...]
@@ -117,13 +119,23 @@ def compress(
         if is_in_place(run.journal, out, certificate.NAME):
             return _read_result(out)
         check_free(out)
-        made = narrowed(run, recipe) if isinstance(recipe, Narrow) else approximated(run)
+        made = _made(run, recipe)
         hashes = write_weights(run, made.pieces)
         write_rest(run, made, _certificate(run, made, hashes))
         put_in_place(run.journal, out)
     finally:
         run.journal.close()
     return _read_result(out)
+
+
+def _made(run: Run, recipe: AnyRecipe) -> Outcome:
+    match recipe:
+        case Narrow():
+            return narrowed(run, recipe)
+        case Share():
+            return shared(run, recipe)
+        case Compress():
+            return approximated(run)
 
 
 def plan(
@@ -141,7 +153,7 @@ def plan(
     """
     out = Path(out)
     check_free(out)
-    if isinstance(recipe, Narrow):
+    if not isinstance(recipe, Compress):
         raise EckartError("a plan is made for recipes of matrices: leave --dry-run out, or take one of these")
     run = _open_run(model, out, recipe, request, restart=restart, progress=progress)
     try:
@@ -296,6 +308,7 @@ def _certificate(run: Run, made: Outcome, hashes: Mapping[str, str]) -> dict[str
         "ranks": {"kept": made.kept, "losses": dict(made.losses), "gap": made.gap},
         "matrices": [matrix.to_json() for matrix in made.matrices],
         **({"bonds": [bond.to_json() for bond in made.bonds]} if made.bonds else {}),
+        **({"heads": [head.to_json() for head in made.heads]} if made.heads else {}),
         **({"dropped": list(made.dropped)} if made.dropped else {}),
         **({"removals": [removal.to_json() for removal in made.removals]} if made.removals else {}),
         "untouched": [{"name": u.name, "shape": list(u.shape), "reason": u.reason} for u in run.untouched],
@@ -310,6 +323,7 @@ def _read_result(out: Path) -> Compressed:
         folder=out,
         matrices=found.matrices,
         bonds=found.bonds,
+        heads=found.heads,
         dropped=found.dropped,
         removals=found.removals,
         untouched=found.untouched,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 
 import torch
 
@@ -19,7 +20,8 @@ class Entry:
     """The record of an operator, its shape, and those of its tensors by name, in the operator's order.
 
     ``dtypes`` has the tensors that are no floating numbers. Of floating ones the module decides the dtype, as of all its
-    parameters. ``resized`` says that the module is of another shape than the architecture gives it.
+    parameters. ``resized`` says that the module is of another shape than the architecture gives it. ``shared`` are tensors that the module
+    does not store, each with the name of the parameter of another module that it is.
     """
 
     record: Record
@@ -27,6 +29,7 @@ class Entry:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     resized: bool = False
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_entry(entry: object) -> Entry:
@@ -48,6 +51,11 @@ def read_entry(entry: object) -> Entry:
         name not in given or not isinstance(code, str) or code not in DTYPES for name, code in codes.items()
     ):
         raise ValueError(f"dtypes that are not known or of tensors that are not there; known are {', '.join(DTYPES)}")
+    shared = entry.get("shared", {})
+    if not isinstance(shared, Mapping) or any(
+        name not in given or not isinstance(source, str) or "." not in source for name, source in shared.items()
+    ):
+        raise ValueError("shared tensors that are not there, or that are no parameters of other modules")
     dtypes = {name: DTYPES[code] for name, code in codes.items()}
     record = operator if isinstance(operator, Mapping) else {"kind": operator}
     try:
@@ -55,13 +63,13 @@ def read_entry(entry: object) -> Entry:
         blueprint.check_names(given)
         shapes = {name: tuple(given[name]) for name in blueprint.names()}
         empty = {name: torch.empty(s, dtype=dtypes.get(name), device="meta") for name, s in shapes.items()}
-        return Entry(record, blueprint.build(empty).shape, shapes, dtypes, entry.get("resized") is True)
+        return Entry(record, blueprint.build(empty).shape, shapes, dtypes, entry.get("resized") is True, dict(shared))
     except ValueError as error:
         raise ValueError(f"no proper operator: {error}") from error
 
 
-def entry_of(op: Operator) -> dict[str, object]:
-    """What a file says of ``op``, as JSON.
+def entry_of(op: Operator, shared: Mapping[str, str] = MappingProxyType({})) -> dict[str, object]:
+    """What a file says of ``op``, as JSON; ``shared`` names the parameters of other modules that some of its tensors are.
 
     >>> from eckart.operator import Factors, Shuffle, Sum
     >>> entry_of(Factors(torch.ones(3, 1), torch.ones(1, 2)))
@@ -74,7 +82,7 @@ def entry_of(op: Operator) -> dict[str, object]:
     return {
         "operator": record["kind"] if record["kind"] in PLAIN else record,
         "shapes": {name: list(t.shape) for name, t in tensors.items()},
-    } | ({"dtypes": fixed} if fixed else {})
+    } | {key: dict(table) for key, table in (("dtypes", fixed), ("shared", shared)) if table}
 
 
 def _is_shape(shape: object) -> bool:

@@ -27,7 +27,7 @@ class MatrixRow:
 
     ``name`` is the tensor's name without ``.weight``, ``shape`` that of the matrix or of the product. ``operator`` is a
     key of ``KINDS``; ``rank`` is the inner dimension of a factored matrix, ``None`` for others. ``bytes`` counts what
-    is stored.
+    is stored, and what several share where it is stored.
     """
 
     name: str
@@ -91,10 +91,12 @@ def inspect(
 
     def measure(name: str) -> MatrixRow:
         if operators is None or name not in factored:
-            return _row(name, Dense(checkpoint.read_finite(dense[name])))
+            matrix = Dense(checkpoint.read_finite(dense[name]))
+            return _row(name, matrix, nbytes(matrix))
         for disk in factored[name]:
             checkpoint.read_finite(disk)
-        return _row(name, operators.read(name))
+        size = sum(checkpoint.tensors[disk][1].nbytes for disk in operators.own(name))
+        return _row(name, operators.read(name), size)
 
     rows = []
     for row in side_by_side(measure, chosen):
@@ -104,10 +106,10 @@ def inspect(
     return Inspection(tuple(rows), tuple(sorted(kept, key=lambda u: natural(u.name))))
 
 
-def _row(name: str, op: Operator) -> MatrixRow:
+def _row(name: str, op: Operator, size: int) -> MatrixRow:
     dtype = next(iter(op.tensors().values())).dtype
     rank = op.rank if isinstance(op, Factors) else None
-    return MatrixRow(name, op.shape, dtype, kind_of(op), rank, nbytes(op), spectrum(op))
+    return MatrixRow(name, op.shape, dtype, kind_of(op), rank, size, spectrum(op))
 
 
 def _dense(checkpoint: Checkpoint, parts: Collection[str]) -> tuple[dict[str, str], list[Untouched]]:

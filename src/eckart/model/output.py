@@ -11,7 +11,7 @@ from torch import Tensor
 
 from eckart.errors import EckartError
 from eckart.model import certificate
-from eckart.model.certificate import BondRecord, MatrixRecord, Removal
+from eckart.model.certificate import BondRecord, HeadRecord, MatrixRecord, Removal
 from eckart.model.checkpoint import INDEX, Checkpoint
 from eckart.model.files import cannot_write, chunks, human_bytes, sync_folder, write_json, written_whole
 from eckart.model.journal import JOURNAL, Journal
@@ -45,6 +45,7 @@ class Outcome:
     companions: Mapping[str, str] | None = None
     tables: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     usage: tuple[str, ...] = ()
+    heads: tuple[HeadRecord, ...] = ()
 
 
 def write_weights(run: Run, pieces: Mapping[str, list[Piece]]) -> dict[str, str]:

@@ -10,23 +10,28 @@ An operator with settings or children is given by its record instead of a name, 
     {"operator": {"kind": "codes", "settings": {"bits": 3, "columns": 320, "group": 32}},
      "shapes": {"scale": [864, 10], "zero": [864, 10], "codes": [864, 120]}, "dtypes": {"codes": "U8"}}
 
+A tensor that is another module's as well is stored there alone, and the entry says under which name::
+
+    {"operator": {"kind": "stacked", "settings": {"blocks": 2}}, "shapes": {"blocks_0": [64, 320], "blocks_1": [256, 320]},
+     "shared": {"blocks_0": "model.layers.0.self_attn.q_proj.blocks_2"}}
+
 Modules are replaced on the meta device before any weight is read; a dense weight is never built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from eckart.errors import EckartError
 from eckart.model.entries import read_entry
-from eckart.model.linear import OperatorEmbedding, OperatorLinear
+from eckart.model.linear import OperatorEmbedding, OperatorLinear, stored_name
 
 METHOD = "eckart"
 FORMAT = 1
@@ -134,10 +139,12 @@ def features(module: nn.Module) -> tuple[int, int]:
 
 
 def retie(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
-    """Extend the model's table of tied parameters to the further tensors of an operator that two modules share.
+    """Extend the model's table of tied parameters to the further tensors of an operator that two modules share, and to single ones.
 
     transformers ties parameters alone. Buffers of the second module are neither loaded nor saved: ``share_buffers`` puts the first
     one's in their place.
+
+    Raises ``EckartError`` where a module is to share a tensor that is not there, of another shape, or itself another's.
     """
     further: dict[str, str] = {}
     for owner, twin in shared(model, modules):
@@ -149,9 +156,18 @@ def retie(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
                 model.get_submodule(twin).register_buffer(
                     name, model.get_submodule(twin).get_buffer(name), persistent=False
                 )
-    if further:
-        model.all_tied_weights_keys = dict(model.all_tied_weights_keys) | further
-        model._tied_weights_keys = dict(model._tied_weights_keys or {}) | further  # what saving looks at
+    single, shapes = dict(_single(modules)), {name: held.shape for name, held in model.named_parameters()}
+    for copy, source in single.items():
+        if source in single or shapes.get(source) != shapes[copy]:
+            raise EckartError(
+                f"config.json says that {copy} is {source}, which is no tensor of that shape that the model stores"
+            )
+    if further or single:
+        model.all_tied_weights_keys = dict(getattr(model, "all_tied_weights_keys", None) or {}) | further | single
+        patterns = {_pattern(copy): _pattern(source) for copy, source in single.items()}
+        model._tied_weights_keys = dict(model._tied_weights_keys or {}) | further | patterns  # what saving looks at
+    if single:
+        model._adjust_bias = adjust_bias
 
 
 def share_buffers(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> None:
@@ -166,3 +182,27 @@ def shared(model: Any, modules: Mapping[str, Mapping[str, Any]]) -> list[tuple[s
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
     pairs = dict.fromkeys((source.rpartition(".")[0], copy.rpartition(".")[0]) for copy, source in ties.items())
     return [(owner, twin) for owner, twin in pairs if owner in modules and twin in modules]
+
+
+def _single(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The parameters that are other modules' as well, each with the one that is stored."""
+    for name, entry in modules.items():
+        read = read_entry(entry)
+        for side, source in read.shared.items():
+            yield f"{name}.{stored_name(side, tuple(read.shapes))}", source
+
+
+def _pattern(parameter: str) -> str:
+    """A parameter's name as transformers searches for it: as a pattern, which without an end would fit ``blocks_10`` for ``blocks_1``.
+
+    Names of weights are left as they are: where there are no others they are taken for names.
+    """
+    return parameter if parameter.endswith(".weight") else f"{parameter}$"
+
+
+def adjust_bias(module: nn.Module, source: Tensor) -> None:
+    """What a model does where it ties: cut the module's bias to the rows of ``weight``, unless that is one block of rows among several."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(module, OperatorLinear):
+        PreTrainedModel._adjust_bias(None, module, source)  # it looks at nothing of the model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eckart.bound import Bound
-from eckart.model.certificate import BondRecord, Certificate, MatrixRecord, Removal
+from eckart.model.certificate import BondRecord, Certificate, HeadRecord, MatrixRecord, Removal
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.compression import AnyRecipe
 from eckart.model.engine import compress
@@ -71,6 +71,7 @@ def check_repeated(
                 "config entries", same, f"{checkpoint.folder / 'config.json'}: {key} is not what the recipe gives"
             )
         _check_bonds(certificate.bonds, made.bonds, ledger)
+        _check_heads(certificate.heads, made.heads, ledger)
         _check_matrices(certificate.matrices, made.matrices, ledger)
         _check_sizes(certificate.target_bytes, made.target_bytes, ledger)
         _check_sizes(certificate.file_bytes, made.file_bytes, ledger)
@@ -132,6 +133,20 @@ def _alike(told: float, found: float) -> bool:
 
 def _check_sizes(told: tuple[int, int], made: tuple[int, int], ledger: Ledger) -> None:
     ledger.check("sizes", told == made, f"the bytes before and after are recorded as {told}, but are {made}")
+
+
+def _check_heads(told: tuple[HeadRecord, ...], made: tuple[HeadRecord, ...], ledger: Ledger) -> None:
+    recorded, found = ({record.name: record for record in records} for records in (told, made))
+    ledger.check("heads", len(recorded) == len(told), "a head is recorded twice")
+    for name in sorted({*recorded, *found}):
+        old, new = recorded.get(name), found.get(name)
+        if old is None or new is None:
+            ledger.check("heads", False, f"{name} is recorded or shared, and not both")
+            continue
+        same = (old.match, old.root) == (new.match, new.root) and abs(old.likeness - new.likeness) <= FIGURES
+        ledger.check(
+            "heads", same, f"{name}: its match, whose weights it takes, or how alike they are is not as recorded"
+        )
 
 
 def _check_matrices(told: tuple[MatrixRecord, ...], made: tuple[MatrixRecord, ...], ledger: Ledger) -> None:

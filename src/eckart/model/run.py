@@ -19,7 +19,7 @@ from eckart._version import __version__
 from eckart.errors import EckartError
 from eckart.metric import Metric
 from eckart.model.checkpoint import Checkpoint
-from eckart.model.compression import AnyRecipe, Compress, Statistics
+from eckart.model.compression import AnyRecipe, Compress, Share, Statistics
 from eckart.model.journal import Journal
 from eckart.model.layout import Forms, Ranks, forms_of, output_bytes
 from eckart.model.progress import Progress, quiet
@@ -132,7 +132,7 @@ class Run:
     @property
     def sequential(self) -> bool:
         """Whether statistics come from the compressed model."""
-        return self.recipe.statistics is Statistics.COMPRESSED
+        return not isinstance(self.recipe, Share) and self.recipe.statistics is Statistics.COMPRESSED
 
     def weight(self, target: Target) -> Tensor:
         """The weight of a target (outputs, inputs), on the device of the run."""

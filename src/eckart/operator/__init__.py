@@ -8,6 +8,7 @@ from eckart.operator.panels import Panelled, device_of, in_dtype, rows
 from eckart.operator.protocol import Operator, TransposeProduct
 from eckart.operator.row_sparse import RowSparse
 from eckart.operator.sparse import Sparse
+from eckart.operator.stacked import Stacked
 from eckart.operator.storage import KINDS, PLAIN, Blueprint, Record, describe, kind_of, nbytes, rebuild
 from eckart.operator.structured import BlockDiagonal, Diagonal, Kronecker, Shuffle, monarch
 from eckart.operator.train import TensorTrain
@@ -30,6 +31,7 @@ __all__ = [
     "RowSparse",
     "Shuffle",
     "Sparse",
+    "Stacked",
     "Sum",
     "TensorTrain",
     "TransposeProduct",

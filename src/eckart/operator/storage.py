@@ -16,6 +16,7 @@ from eckart.operator.matrices import Dense, Factors
 from eckart.operator.protocol import Operator
 from eckart.operator.row_sparse import RowSparse
 from eckart.operator.sparse import Sparse
+from eckart.operator.stacked import Stacked
 from eckart.operator.structured import BlockDiagonal, Diagonal, Kronecker, Shuffle
 from eckart.operator.train import TensorTrain
 
@@ -30,6 +31,7 @@ _CLASSES: Mapping[str, type] = {
     "sparse": Sparse,
     "row_sparse": RowSparse,
     "masked": Masked,
+    "stacked": Stacked,
     "codes": Codes,
     "sum": Sum,
     "product": Product,

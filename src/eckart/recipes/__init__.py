@@ -27,6 +27,7 @@ from eckart.recipes.compress import (
     wanda,
     welore,
 )
+from eckart.recipes.heads import head_sharing
 from eckart.recipes.notation import read_recipe
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "eora",
     "fwsvd",
     "greedy_output",
+    "head_sharing",
     "layer_drop",
     "llm_rom",
     "lorap",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
-from eckart.recipes import bonds, compress
+from eckart.recipes import bonds, compress, heads
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("layer-drop", "compress", bonds.layer_drop),
         Recipe("shrink-width", "compress", bonds.shrink_width),
         Recipe("embedding-pruning", "compress", bonds.embedding_pruning),
+        Recipe("head-sharing", "compress", heads.head_sharing),
     )
 }
 

@@ -26,12 +26,13 @@ from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
+from eckart.bonds.heads import CosineOfKeys
 from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
 from eckart.bonds.words import Used
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
-from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Statistics
+from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Share, Statistics
 from eckart.model.files import read_small, shown
 from eckart.stats import ActivationScale, FisherColumns, Gram, MetricRule, Need, Plain, RootMeanSquare
 
@@ -69,11 +70,13 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain, Condition),
         "correct": (Refit, Tune),
         "vocabulary": (Used,),
+        "heads": (CosineOfKeys,),
     }.items()
 }
 OF_GRADIENTS = [name for name, part in PARTS["metric"].items() if Need.GRADIENTS in getattr(part, "needs", ())]
 MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
 BONDS = ("stream", "hidden", "values", "keys", "depth", "vocabulary")  # what one of bonds has, at least one
+HEADS = "heads"  # what one that shares heads has, and nothing else
 
 
 def read_recipe(path: Path) -> AnyRecipe:
@@ -100,7 +103,7 @@ def read_recipe(path: Path) -> AnyRecipe:
 
 
 def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
-    """The recipe that a table describes, the inverse of ``Compress.describe`` and ``Narrow.describe``.
+    """The recipe that a table describes, the inverse of the ``describe`` of ``Compress``, ``Narrow`` and ``Share``.
 
     >>> table = {"metric": {"part": "Plain"}, "approx": {"part": "LowRank"}, "allocate": {"part": "Uniform"}}
     >>> compose(table, "example").describe()["approx"]
@@ -109,6 +112,8 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
     >>> compose(table, "example").describe()["hidden"]
     {'part': 'Select', 'score': {'part': 'Magnitude'}, 'correct': None, 'spared': 0.0}
     """
+    if HEADS in table:
+        return _of_heads(table, origin)
     bonds = [role for role in BONDS if role in table]
     known = (*BONDS, "allocate", "share", "maps") if bonds else MATRICES
     unknown = sorted(set(table) - {*known, "statistics"})
@@ -138,6 +143,16 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
         return Narrow(paper=paper, statistics=Statistics(statistics), share=float(share), **parts)
     except ValueError as error:
         raise EckartError(f"{origin}: {error}") from error
+
+
+def _of_heads(table: Mapping[str, Any], origin: str) -> Share:
+    """The recipe that shares heads."""
+    unknown = sorted(set(table) - {HEADS})
+    if unknown:
+        raise EckartError(
+            f"{origin}: unknown entry {shown(unknown[0])}; a recipe that shares heads has {HEADS} and nothing else"
+        )
+    return Share(paper=Paper(f"composed in {Path(origin).name}", ""), heads=_part(HEADS, table[HEADS], origin))
 
 
 def _of_matrices(table: Any, origin: str) -> Compress:
