@@ -12,7 +12,7 @@ import torch
 from eckart.bound import Bound
 from eckart.cli import reports, show
 from eckart.measure.spectrum import Spectrum
-from eckart.model.certificate import BondRecord, MatrixRecord
+from eckart.model.certificate import BondRecord, MatrixRecord, Removal
 from eckart.model.engine import Compressed, Planned, PlannedMatrix
 from eckart.model.evaluate import Score
 from eckart.model.inspect import Inspection, MatrixRow
@@ -36,6 +36,7 @@ DONE = Compressed(
     matrices=(matrix("a.q", 3, GRAM, PLAIN, SPECTRAL), matrix("a.k", None, NOTHING, replace(NOTHING, norm="spectral"))),
     bonds=(),
     dropped=(),
+    removals=(Removal("h.0.hidden", 8, 2.125),),
     untouched=(*(Untouched(f"t{i}", (3,), "outside of the blocks") for i in range(5)), Untouched("x", (2,), "no")),
     target_bytes=(40_000, 10_000),
     file_bytes=(8_000_000, 6_000_000),
@@ -161,6 +162,7 @@ def test_the_same_for_machines() -> None:
         "folder": "small",
         "bonds": [],
         "dropped": [],
+        "removals": [{"name": "h.0.hidden", "left": 8, "loss": 2.125}],
         "target_bytes": {"before": 40_000, "after": 10_000},
         "file_bytes": {"before": 8_000_000, "after": 6_000_000},
         "losses": {"uniform": 2.5, "original": 2.0, "allocated": 2.25},
