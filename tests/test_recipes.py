@@ -5,7 +5,19 @@ import pytest
 from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Later, Level, Threshold, Uniform
 from eckart.errors import EckartError
 from eckart.model.compression import Compress, Statistics
-from eckart.recipes import RECIPES, asvd, llm_rom, svd, svd_llm, welore
+from eckart.recipes import (
+    RECIPES,
+    asvd,
+    curing,
+    eora,
+    llm_rom,
+    magnitude,
+    sparsegpt,
+    svd,
+    svd_llm,
+    wanda,
+    welore,
+)
 from eckart.recipes.notation import compose
 from eckart.stats import Need
 
@@ -23,6 +35,11 @@ ALLOCATORS |= {"level": Level(4), "later": Later(0.3), "threshold": Threshold()}
         (svd_llm(EqualMarginalLoss()), {Need.GRAM, Need.SENSITIVITY}),
         (llm_rom(), {Need.GRAM, Need.ACTIVATIONS}),
         (welore(), {Need.SPECTRA}),
+        (magnitude(), set()),
+        (wanda(), {Need.ACTIVATIONS}),
+        (sparsegpt(), {Need.GRAM, Need.ACTIVATIONS}),
+        (eora(), {Need.GRAM, Need.ACTIVATIONS}),
+        (curing(), {Need.ACTIVATIONS, Need.INFLUENCE}),
         # What the compressed blocks give must be walked through whatever the metric asks for.
         (svd_llm(Uniform(), Statistics.COMPRESSED), {Need.GRAM, Need.ACTIVATIONS}),
     ],
