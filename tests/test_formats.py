@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import eckart
+from eckart.allocate import EqualMarginalLoss
 from eckart.approx import Compensated, Prune, RoundToNearest
 from eckart.errors import EckartError
 from eckart.linalg.patterns import OfGroup
@@ -450,6 +451,22 @@ def test_a_plan_tells_what_is_made(recipe: str, shelf: Shelf, tmp_path: Path) ->
     }
     done = shelf.made[shelf.compressed(recipe).name]
     assert (planned.target_bytes, planned.file_bytes) == (done.target_bytes, done.file_bytes)
+
+
+@pytest.mark.parametrize("recipe", ["sparsegpt", "curing", "codes"])
+def test_sizes_by_expected_loss(recipe: str, shelf: Shelf, tmp_path: Path) -> None:
+    """Whatever the format, both choices of sizes are fitted, their losses measured and the better one kept."""
+    done = shelf.run(shelf.model("tiny"), tmp_path / "out", recipe, ranks=EqualMarginalLoss())
+    assert done.losses.keys() == {"original", "allocated", "uniform"}
+    assert done.kept == min(("allocated", "uniform"), key=lambda label: done.losses[label])
+    assert done.gap is not None
+    assert done.gap >= 0
+    windows = draw_windows(ids_for(shelf.model("tiny"), shelf.text.read_text()), 32, 256, seeded(0, "windows"))
+    with torch.no_grad():
+        model = loaded(tmp_path / "out")
+        losses = [float(model(input_ids=window[None], labels=window[None]).loss) for window in windows]
+    assert done.losses[done.kept] == pytest.approx(float(np.mean(losses)), rel=1e-4)
+    assert eckart.verify(tmp_path / "out", shelf.model("tiny"), calibration=shelf.text).failures == ()
 
 
 def test_bytes_of_the_files_are_met(shelf: Shelf, tmp_path: Path) -> None:

@@ -97,3 +97,29 @@ def test_the_size_of_a_metric_is_the_mean_energy_of_its_inputs(side: int) -> Non
     metric = Metric.gram("inputs", x.T @ x, 40)
     assert (metric.moment is not None) == (side > 1024)
     assert metric.size(side) == pytest.approx(float(x.square().sum()) / 40, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", METRICS)
+def test_what_columns_count_by_themselves_and_together(form: str) -> None:
+    """``R R^T`` and its diagonal by NumPy, of a root as of a moment."""
+    metric = metrics_for(9)[form]
+    root = whitened(torch.eye(9), metric)
+    moment = root @ root.T
+    held = Metric("moment", moment=5 * torch.from_numpy(moment), count=5)
+    for one in (metric, held):
+        np.testing.assert_allclose(float64(one.second_moment(9)), moment, rtol=1e-13, atol=1e-13 * moment.max())
+        np.testing.assert_allclose(float64(one.weights(9)), np.diag(moment), rtol=1e-13)
+        assert one.weights(9).dtype == one.second_moment(9).dtype == torch.float64
+    negative = Metric("moment", moment=torch.diag(torch.tensor([1.0, -1e-20]).to(torch.float64)))
+    assert negative.weights(2).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_inputs_that_never_arrive_count_exactly_nothing(count: int) -> None:
+    x = inputs(11, count)
+    x[:, [2, 5, 10]] = 0
+    metric = Metric.gram("inputs", x.T @ x)
+    assert (metric.weights(11) == 0).nonzero()[:, 0].tolist() == [2, 5, 10]
+    e = torch.zeros(3, 11, dtype=torch.float64)
+    e[:, [2, 5, 10]] = 1e9
+    assert metric.norm(e) == 0

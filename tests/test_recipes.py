@@ -5,7 +5,21 @@ import pytest
 from eckart.allocate import Allocator, EqualMarginalLoss, Exact, Greedy, Later, Level, Proportional, Threshold, Uniform
 from eckart.errors import EckartError
 from eckart.model.compression import Compress, Statistics
-from eckart.recipes import RECIPES, asvd, ecoflap, fwsvd, llm_rom, svd, svd_llm, welore
+from eckart.recipes import (
+    RECIPES,
+    asvd,
+    curing,
+    ecoflap,
+    eora,
+    fwsvd,
+    llm_rom,
+    magnitude,
+    sparsegpt,
+    svd,
+    svd_llm,
+    wanda,
+    welore,
+)
 from eckart.recipes.notation import compose
 from eckart.stats import Need
 
@@ -26,6 +40,11 @@ ALLOCATORS |= {"level": Level(4), "later": Later(0.3), "threshold": Threshold(),
         (fwsvd(), {Need.GRADIENTS}),
         (fwsvd(EqualMarginalLoss()), {Need.GRADIENTS, Need.SENSITIVITY}),
         (ecoflap(), {Need.ACTIVATIONS, Need.FORWARD_SENSITIVITY}),
+        (magnitude(), set()),
+        (wanda(), {Need.ACTIVATIONS}),
+        (sparsegpt(), {Need.GRAM, Need.ACTIVATIONS}),
+        (eora(), {Need.GRAM, Need.ACTIVATIONS}),
+        (curing(), {Need.ACTIVATIONS, Need.INFLUENCE}),
         # What the compressed blocks give must be walked through whatever the metric asks for.
         (svd_llm(Uniform(), Statistics.COMPRESSED), {Need.GRAM, Need.ACTIVATIONS}),
     ],

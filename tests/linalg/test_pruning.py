@@ -191,6 +191,13 @@ def test_above_the_largest_side_nothing_is_known_below(monkeypatch: pytest.Monke
     assert pruned(gaussian(5, 12), 4, metric=Metric("scale", torch.arange(1.0, 13.0))).bounds[0].lower > 0
 
 
+def test_what_is_random_is_that_of_seed_0_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eckart.kernels.norms.LAPACK_SIDE", 4)  # spectral norms by a power iteration
+    for make in MAKES.values():
+        found = [make(gaussian(9, 12), 3, rng=rng).bounds for rng in (None, generator(0), generator(1))]
+        assert found[0] == found[1] != found[2]
+
+
 def test_without_the_spectral_norm_it_is_left_out() -> None:
     for make in MAKES.values():
         assert [b.norm for b in make(gaussian(4, 12), 3, spectral=False).bounds] == ["frobenius"]
@@ -280,6 +287,17 @@ def test_columns_are_worked_off_as_sparsegpt_does(pattern: Pattern, block: int, 
         expected = surgeon(float64(w), float64(moment), highest(pattern, size, 29), step, damping)
         np.testing.assert_allclose(fit.op.dense().numpy(), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
         assert np.array_equal(fit.op.places.numpy(), expected != 0)
+
+
+def test_by_default_settings_are_those_of_sparsegpt() -> None:
+    """Masks of 128 columns at once, and a hundredth of the mean diagonal."""
+    n = 140
+    w, x = gaussian(3, n), inputs(n, 2 * n)
+    moment = x.T @ x / len(x)
+    fit = brain_surgeon(w, n // 2, PerRow(), metric=Metric("inputs", moment=moment), spectral=False)
+    expected = surgeon(float64(w), float64(moment), highest(PerRow(), n // 2, n), 128, 0.01)
+    np.testing.assert_allclose(fit.op.dense().numpy(), expected, rtol=0, atol=1e-9 * np.abs(expected).max())
+    assert np.array_equal(fit.op.places.numpy(), expected != 0)
 
 
 def test_zeros_before_all_others_are_made_up_for_exactly() -> None:

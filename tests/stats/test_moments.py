@@ -10,7 +10,7 @@ from market import float64, gaussian, inputs
 from torch import Tensor
 
 from eckart.metric import Metric
-from eckart.stats import ActivationScale, Gram, MetricRule, Moments, Need, Plain
+from eckart.stats import ActivationScale, Gram, MetricRule, Moments, Need, Plain, RootMeanSquare
 
 
 def moments_of(*batches: Tensor, gram: bool = True) -> Moments:
@@ -119,7 +119,7 @@ def test_directions_that_hardly_occur_are_not_drowned_in_float32_products() -> N
 
 # ---- the metrics made from them -------------------------------------------------------------------------------------
 
-RULES: tuple[MetricRule, ...] = (Plain(), ActivationScale(), Gram())
+RULES: tuple[MetricRule, ...] = (Plain(), ActivationScale(), RootMeanSquare(), Gram())
 
 
 @pytest.mark.parametrize("count", [60, 12, 5])
@@ -137,6 +137,15 @@ def test_the_activation_scale_is_a_power_of_the_mean_magnitude(power: float) -> 
     x = inputs(12, 60)
     metric = ActivationScale(power=power, floor=0.0)(moments_of(x, gram=False))
     assert float64(metric.right) == pytest.approx(np.abs(float64(x)).mean(0) ** power, rel=1e-12)
+
+
+def test_the_input_scale_is_the_root_of_the_mean_square() -> None:
+    """Over inputs that are not correlated the mean size of the output error; where none arrives it counts nothing."""
+    x = inputs(12, 60)
+    x[:, 3] = 0
+    metric = RootMeanSquare()(moments_of(*x.split(13), gram=False))
+    assert float64(metric.right) == pytest.approx(np.sqrt((float64(x) ** 2).mean(0)), rel=1e-12)
+    assert float(metric.right[3]) == 0
 
 
 def test_the_floor_is_relative_to_the_largest_scale() -> None:
@@ -171,6 +180,7 @@ def test_what_rules_need() -> None:
     assert {type(rule).__name__: rule.needs for rule in RULES} == {
         "Plain": frozenset(),
         "ActivationScale": {Need.ACTIVATIONS},
+        "RootMeanSquare": {Need.ACTIVATIONS},
         "Gram": {Need.GRAM},
     }
     assert Plain()(None) == Metric.plain()

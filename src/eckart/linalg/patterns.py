@@ -61,8 +61,7 @@ class PerMatrix:
 
     def tails(self, scores: Tensor) -> Tensor:
         """By sorting all entries."""
-        rows = max(1, len(scores))
-        return _tails(scores.reshape(1, -1))[::rows][: scores.shape[1] + 1]
+        return _tails(scores.reshape(1, -1))[:: len(scores)]
 
 
 @dataclass(frozen=True)

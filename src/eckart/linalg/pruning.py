@@ -154,11 +154,11 @@ def _lowers(
 
 def _least_share(moment: Tensor, weights: Tensor) -> float:
     """A certain s >= 0 with ``C - s diag C`` positive semidefinite: the least eigenvalue of C at unit diagonal, less its rounding."""
-    lengths = torch.where(weights > 0, weights, torch.ones_like(weights)).sqrt()
     there = weights > 0
-    unit = (moment / lengths / lengths[:, None])[there][:, there]
-    if not len(unit):
+    if not bool(there.any()):
         return 0.0
+    lengths = weights[there].sqrt()
+    unit = moment[there][:, there] / lengths / lengths[:, None]
     least = float(torch.linalg.eigvalsh(unit)[0])
     return max(0.0, least - 4 * len(unit) ** 1.5 * EPS)
 
@@ -168,7 +168,7 @@ def _inverse_root(moment: Tensor, damping: float) -> Tensor:
     moment = moment.clone()
     diagonal = moment.diagonal()
     mean = float(diagonal.mean())
-    diagonal[diagonal == 0] = mean or 1.0
+    diagonal[diagonal == 0] = mean
     diagonal += damping * mean
     # C = V V^T for V upper triangular: Cholesky's factor with rows and columns in reverse.
     factor, _ = nearly_cholesky(moment.flip(0, 1))
