@@ -69,7 +69,7 @@ class Course:
         """The windows of each step from ``first`` on: all of them in an order of the seed, then in another one, and so on.
 
         >>> [batch.T.tolist() for batch in Course(steps=3, batch_tokens=2).batches(torch.arange(3)[:, None], 1)]
-        [[[1, 2]], [[1, 0]]]
+        [[[1, 0]], [[1, 2]]]
         """
         size = self.windows_at_once(windows.shape[1])
         orders: dict[int, Tensor] = {}

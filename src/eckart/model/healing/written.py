@@ -178,7 +178,7 @@ def figures(weight: Tensor, op: Operator, rng: Generator, *, spectral: bool) -> 
     >>> import torch
     >>> w = torch.diag(torch.tensor([2.0, 1.0]))
     >>> far = Factors(torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0, 0.0]]))
-    >>> [(b.lower, round(b.achieved, 6)) for b in figures(w, far, Generator(), spectral=False)]
+    >>> [(round(b.lower, 6), round(b.achieved, 6)) for b in figures(w, far, Generator(), spectral=False)]
     [(1.0, 1.414214)]
     """
     if not isinstance(op, Factors):
