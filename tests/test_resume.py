@@ -46,6 +46,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 BONDS: dict[str, tuple[str, ...]] = {
     key: ("--recipe", key) for key in ("modegpt", "slicegpt", "greedy-output", "shortgpt", "shrink-width")
 }
+# One group of keys and values, which may take that of the first block: maps are shared whole.
+HEADS = {"head-sharing": ("--recipe", "head-sharing", "--keep", "0.85")}
 APPEND = "eckart.model.journal:Journal._append"
 CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "after"}
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
@@ -72,7 +74,8 @@ class Ground:
     def command(self, out: Path, variant: str, *changes: object, model: Path | None = None) -> list[object]:
         """The command line; of an option that is given twice the last one counts."""
         options = [
-            str(self.folder / "sequential.toml") if o == "sequential.toml" else o for o in (VARIANTS | BONDS)[variant]
+            str(self.folder / "sequential.toml") if o == "sequential.toml" else o
+            for o in (VARIANTS | BONDS | HEADS)[variant]
         ]
         text = ("--calibration", self.text, *CALIBRATED)
         return ["compress", model or self.model, "-o", out, "--keep", "0.7", *text, *options, *changes]
@@ -168,7 +171,14 @@ def test_killed_in_every_stage_of_one_run(ground: Ground, killer: Killer, out: P
 
 @pytest.mark.parametrize(
     ("variant", "at_least"),
-    [("svd-llm", 28), ("sequential uniform", 8), ("modegpt", 15), ("slicegpt", 12), ("greedy-output", 8)],
+    [
+        ("svd-llm", 28),
+        ("sequential uniform", 8),
+        ("modegpt", 15),
+        ("slicegpt", 12),
+        ("greedy-output", 8),
+        ("head-sharing", 7),
+    ],
 )
 def test_killed_at_every_line_of_the_journal(
     ground: Ground, killer: Killer, out: Path, variant: str, at_least: int

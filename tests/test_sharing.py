@@ -1,4 +1,4 @@
-"""Heads that share their weights, from checkpoint to checkpoint: which do, what is stored, and the original with the blocks copied by hand."""
+"""Heads that share their weights, from checkpoint to checkpoint: which do, what is stored, and the same copied by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from models import ARCHITECTURES, CONTEXT, VOCABULARY, shard, write_model
-from runs import CALIBRATED, calibration_text, cli, edit_json, edit_tensor, edit_tensors, file_of, refused
+from runs import CALIBRATED, cli, edit_json, edit_tensor, edit_tensors, file_of, refused
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -197,6 +198,7 @@ def test_equal_heads_are_shared_first_and_lose_nothing(llama: Path, keep: float,
     assert found.items() <= pairs.items()
     assert len(found) == {0.95: 1, 0.9: 2}[keep]
     assert all(head.likeness == 1.0 for head in done.heads)
+    assert all(head.match == head.root for head in done.heads)  # of two that are equally like it the earlier
     assert all(bound.achieved == 0.0 for matrix in done.matrices for bound in matrix.bounds)
     assert torch.equal(logits(loaded(eckart.densify(tmp_path / "out", tmp_path / "dense"))), logits(loaded(llama)))
     assert far(logits(loaded(tmp_path / "out")), logits(loaded(llama))) < 1e-5
@@ -205,7 +207,7 @@ def test_equal_heads_are_shared_first_and_lose_nothing(llama: Path, keep: float,
 def near(model: Path, chain: list[str]) -> None:
     """Make each head of a chain nearly the one before it, the later ones the nearer."""
     stock = loaded(model)
-    for step, (theirs, mine) in enumerate(zip(chain, chain[1:], strict=False)):
+    for step, (theirs, mine) in enumerate(pairwise(chain)):
         stock = copied(stock, {mine: theirs})
         with torch.no_grad():
             for tensor, axis, at in slices(stock, *place(mine)):
@@ -337,6 +339,23 @@ def test_names_that_begin_alike_are_not_taken_for_each_other(tied: bool, tmp_pat
     same_state(loaded(tmp_path / "again"), made)
 
 
+def test_where_only_first_heads_are_shared_the_head_stays_tied(tmp_path: Path) -> None:
+    """All that is tied is called ``weight``."""
+    model = many(tmp_path / "model", num_attention_heads=4, tie_word_embeddings=True)
+    copied(loaded(model), {"model.layers.2.heads.0": "model.layers.0.heads.0"}).save_pretrained(model)
+    share(model, tmp_path / "out", 0.97)
+    assert {side for entry in modules(tmp_path / "out").values() for side in entry.get("shared", {})} == {
+        "blocks_0",
+        "of_blocks_0",
+    }
+    made = loaded(tmp_path / "out")
+    made.tie_weights()
+    assert check_one_storage(made, tmp_path / "out") == 4
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    made.save_pretrained(tmp_path / "again")
+    same_state(loaded(tmp_path / "again"), made)
+
+
 @pytest.mark.parametrize("model", BIASED, indirect=True)
 def test_biases_go_with_the_weights_and_keep_their_length(model: Path, tmp_path: Path) -> None:
     done = share(model, tmp_path / "out", 0.87)
@@ -386,6 +405,10 @@ def test_without_eckart_nothing_is_loaded(tmp_path: Path) -> None:
     assert ran.stdout.split("\n")[:-1] == ["loaded", "mismatch", "mismatch"] * 3
 
 
+def stored_names(folder: Path) -> set[str]:
+    return set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"])
+
+
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen2"], indirect=True)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_dense_again_it_is_a_stock_checkpoint_with_copies(model: Path, sharded: bool, tmp_path: Path) -> None:
@@ -396,6 +419,14 @@ def test_dense_again_it_is_a_stock_checkpoint_with_copies(model: Path, sharded: 
     assert "quantization_config" not in json.loads((dense / "config.json").read_text())
     expected = copied(loaded(model), {head.name: head.root for head in done.heads})
     same_state(loaded(dense), expected)
+    if sharded:  # what stores anything itself stays in its file
+        before, after = (
+            json.loads((f / "model.safetensors.index.json").read_text())["weight_map"] for f in (model, dense)
+        )
+        there = {name.rpartition(".")[0] for name in stored_names(tmp_path / "out") if not name.endswith(".bias")}
+        stay = [name for name in before if name.endswith(".bias") or name.rpartition(".")[0] in there]
+        assert len(stay) > len(before) // 2
+        assert [name for name in stay if before[name] != after[name]] == []
     assert not any(isinstance(module, OperatorLinear) for module in loaded(dense).modules())
 
 
@@ -405,7 +436,11 @@ def test_what_is_shared_is_counted_where_it_is_stored(llama: Path, tmp_path: Pat
     recorded = {matrix.name: matrix for matrix in done.matrices}
     assert {rows[name].operator for name in recorded} == {"stacked", "transposed"}
     for name, matrix in recorded.items():
-        assert (rows[name].bytes, rows[name].operator, rows[name].shape) == (matrix.bytes, matrix.operator, matrix.shape)
+        assert (rows[name].bytes, rows[name].operator, rows[name].shape) == (
+            matrix.bytes,
+            matrix.operator,
+            matrix.shape,
+        )
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert sum(row.bytes for row in rows.values()) == sum(t.nbytes for t in weights.values() if t.ndim == 2)
     assert "transposed" in cli("inspect", tmp_path / "out").out
@@ -495,7 +530,10 @@ DAMAGES: Mapping[str, tuple[Damage, str]] = {
         lambda f: edit_json(f / "eckart.json", lambda t: t["heads"][1].update(likeness=0.99)),
         "its match, whose weights it takes, or how alike they are is not as recorded",
     ),
-    "a head less": (lambda f: edit_json(f / "eckart.json", lambda t: t["heads"].pop()), "is recorded or shared, and not both"),
+    "a head less": (
+        lambda f: edit_json(f / "eckart.json", lambda t: t["heads"].pop()),
+        "is recorded or shared, and not both",
+    ),
     "a head twice": (
         lambda f: edit_json(f / "eckart.json", lambda t: t["heads"].append(t["heads"][0])),
         "a head is recorded twice",
@@ -504,7 +542,10 @@ DAMAGES: Mapping[str, tuple[Damage, str]] = {
         lambda f: edit_json(f / "eckart.json", lambda t: t["matrices"][-1]["bounds"][0].update(scale=9e9)),
         "scale is recorded as",
     ),
-    "the config": (lambda f: edit_json(f / "config.json", other_source), "quantization_config is not what the recipe gives"),
+    "the config": (
+        lambda f: edit_json(f / "config.json", other_source),
+        "quantization_config is not what the recipe gives",
+    ),
 }
 
 
@@ -560,7 +601,10 @@ def test_a_config_that_shares_what_is_not_there_is_told(
         (("--bytes", "1MB"), "takes a share: give --keep instead of --bytes"),
         (("--keep", "0.9", "--only", "q_proj"), "--only and --exclude name matrices, and this recipe shares heads"),
         (("--keep", "0.9", "--exclude", "q_proj"), "--only and --exclude name matrices, and this recipe shares heads"),
-        (("--keep", "0.5"), "where all heads share that may, those of all blocks but the first, 0.7778 of the bytes remain"),
+        (
+            ("--keep", "0.5"),
+            "where all heads share that may, those of all blocks but the first, 0.7778 of the bytes remain",
+        ),
         (("--keep", "0.9", "--dry-run"), "leave --dry-run out"),
         (("--keep", "0.9", "--ranks", "uniform"), "there are no ranks to spread: leave --ranks out"),
     ],
@@ -614,7 +658,11 @@ def test_heads_are_those_of_the_graph(ground: Path) -> None:
         ("q_proj", 36, 48),
         ("k_proj", 12, 24),
     ]
-    assert [(end.tensor.split(".")[-2], end.axis) for end in first.values] == [("v_proj", 0), ("o_proj", 1), ("o_proj", 1)]
+    assert [(end.tensor.split(".")[-2], end.axis) for end in first.values] == [
+        ("v_proj", 0),
+        ("o_proj", 1),
+        ("o_proj", 1),
+    ]
 
 
 def test_a_toml_file_gives_the_same(ground: Path, tmp_path: Path) -> None:
