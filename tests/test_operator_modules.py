@@ -184,6 +184,14 @@ def test_an_entry_of_a_sum_by_hand() -> None:
     }
 
 
+def test_an_entry_with_a_shared_tensor_by_hand() -> None:
+    op = factors(5, 3, torch.float32)
+    entry = entry_of(op, {"right": "model.other.right"})
+    assert entry == {**entry_of(op), "shared": {"right": "model.other.right"}}
+    assert read_entry(entry).shared == {"right": "model.other.right"}
+    assert read_entry(entry_of(op)).shared == {}
+
+
 def test_an_entry_is_read_whatever_the_order_of_its_names(op: Operator) -> None:
     text = json.dumps(entry_of(op), sort_keys=True)
     entry = read_entry(json.loads(text))
@@ -211,6 +219,13 @@ SHAPES = {"left": [5, 2], "right": [2, 3]}
         ({"operator": "factors", "shapes": SHAPES, "dtypes": {"middle": "U8"}}, "of tensors that are not there"),
         ({"operator": "factors", "shapes": SHAPES, "dtypes": ["left"]}, "dtypes that are not known"),
         ({"operator": "factors", "shapes": SHAPES, "dtypes": {"left": ["U8"]}}, "dtypes that are not known"),
+        ({"operator": "factors", "shapes": SHAPES, "shared": ["left"]}, "shared tensors that are not there, or"),
+        (
+            {"operator": "factors", "shapes": SHAPES, "shared": {"middle": "a.b"}},
+            "shared tensors that are not there, or",
+        ),
+        ({"operator": "factors", "shapes": SHAPES, "shared": {"left": 1}}, "are no parameters of other modules"),
+        ({"operator": "factors", "shapes": SHAPES, "shared": {"left": "weight"}}, "are no parameters of other modules"),
         *(
             ({"operator": "factors", "shapes": {**SHAPES, "left": wrong}}, "shapes that are no lists of sizes")
             for wrong in (5, "52", [5, -2], [5, 2.0], [True, 2], [None], [2**40, 2**40], [0, 2**60])

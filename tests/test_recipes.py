@@ -113,6 +113,9 @@ def test_every_recipe_composes_from_its_own_description(key: str) -> None:
             {"depth": {"part": "LastBlocks"}, "allocate": {"part": "Threshold"}},
             "here: Threshold goes by singular values",
         ),
+        ({"heads": {"part": "Cosine"}}, r"\[heads\] needs part = one of CosineOfKeys"),
+        ({"heads": {"part": "CosineOfKeys", "power": 1.0}}, "CosineOfKeys has no setting 'power'"),
+        ({"heads": {"part": "CosineOfKeys"}, "statistics": "original"}, "shares heads has heads and nothing else"),
         (
             {"stream": {"part": "Principal"}, "allocate": {"part": "Entropic"}},
             "here: Entropic .* a stream lies in none",

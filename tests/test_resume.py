@@ -68,6 +68,8 @@ FORMATS: dict[str, str] = {
     "eora": "compensated:Compensated",
     "curing": "columns_rows:ColumnsRows",
 }
+# One group of keys and values, which may take that of the first block: maps are shared whole.
+HEADS = {"head-sharing": ("--recipe", "head-sharing", "--keep", "0.85")}
 APPEND = "eckart.model.journal:Journal._append"
 CALIBRATION = {"function": "eckart.model.walk:Walk._call", "call": 2, "when": "after"}
 DECOMPOSITION = {"function": "eckart.approx.low_rank:LowRank.prepare", "call": 3, "when": "after"}
@@ -93,7 +95,7 @@ class Ground:
 
     def command(self, out: Path, variant: str, *changes: object, model: Path | None = None) -> list[object]:
         """The command line; of an option that is given twice the last one counts."""
-        own = (VARIANTS | BONDS).get(variant, ("--recipe", variant))
+        own = (VARIANTS | BONDS | HEADS).get(variant, ("--recipe", variant))
         options = [str(self.folder / o) if o.endswith(".toml") else o for o in own]
         text = ("--calibration", self.text, *CALIBRATED)
         return ["compress", model or self.model, "-o", out, "--keep", "0.7", *text, *options, *changes]
@@ -209,6 +211,7 @@ def test_killed_among_the_matrices_of_a_block(ground: Ground, killer: Killer, ou
         ("slicegpt", 12),
         ("greedy-output", 8),
         ("by loss", 30),
+        ("head-sharing", 7),
     ],
 )
 def test_killed_at_every_line_of_the_journal(

@@ -1,4 +1,4 @@
-"""Heads that share their weights, from checkpoint to checkpoint, against the original with the blocks copied by hand."""
+"""Heads that share their weights, from checkpoint to checkpoint: which do, what is stored, and the same copied by hand."""
 
 from __future__ import annotations
 
@@ -198,6 +198,7 @@ def test_equal_heads_are_shared_first_and_lose_nothing(llama: Path, keep: float,
     assert found.items() <= pairs.items()
     assert len(found) == {0.95: 1, 0.9: 2}[keep]
     assert all(head.likeness == 1.0 for head in done.heads)
+    assert all(head.match == head.root for head in done.heads)  # of two that are equally like it the earlier
     assert all(bound.achieved == 0.0 for matrix in done.matrices for bound in matrix.bounds)
     assert torch.equal(logits(loaded(eckart.densify(tmp_path / "out", tmp_path / "dense"))), logits(loaded(llama)))
     assert far(logits(loaded(tmp_path / "out")), logits(loaded(llama))) < 1e-5
@@ -338,6 +339,23 @@ def test_names_that_begin_alike_are_not_taken_for_each_other(tied: bool, tmp_pat
     same_state(loaded(tmp_path / "again"), made)
 
 
+def test_where_only_first_heads_are_shared_the_head_stays_tied(tmp_path: Path) -> None:
+    """All that is tied is called ``weight``."""
+    model = many(tmp_path / "model", num_attention_heads=4, tie_word_embeddings=True)
+    copied(loaded(model), {"model.layers.2.heads.0": "model.layers.0.heads.0"}).save_pretrained(model)
+    share(model, tmp_path / "out", 0.97)
+    assert {side for entry in modules(tmp_path / "out").values() for side in entry.get("shared", {})} == {
+        "blocks_0",
+        "of_blocks_0",
+    }
+    made = loaded(tmp_path / "out")
+    made.tie_weights()
+    assert check_one_storage(made, tmp_path / "out") == 4
+    assert made.lm_head.weight is made.model.embed_tokens.weight
+    made.save_pretrained(tmp_path / "again")
+    same_state(loaded(tmp_path / "again"), made)
+
+
 @pytest.mark.parametrize("model", BIASED, indirect=True)
 def test_biases_go_with_the_weights_and_keep_their_length(model: Path, tmp_path: Path) -> None:
     done = share(model, tmp_path / "out", 0.87)
@@ -387,6 +405,10 @@ def test_without_eckart_nothing_is_loaded(tmp_path: Path) -> None:
     assert ran.stdout.split("\n")[:-1] == ["loaded", "mismatch", "mismatch"] * 3
 
 
+def stored_names(folder: Path) -> set[str]:
+    return set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"])
+
+
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen2"], indirect=True)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_dense_again_it_is_a_stock_checkpoint_with_copies(model: Path, sharded: bool, tmp_path: Path) -> None:
@@ -397,6 +419,14 @@ def test_dense_again_it_is_a_stock_checkpoint_with_copies(model: Path, sharded: 
     assert "quantization_config" not in json.loads((dense / "config.json").read_text())
     expected = copied(loaded(model), {head.name: head.root for head in done.heads})
     same_state(loaded(dense), expected)
+    if sharded:  # what stores anything itself stays in its file
+        before, after = (
+            json.loads((f / "model.safetensors.index.json").read_text())["weight_map"] for f in (model, dense)
+        )
+        there = {name.rpartition(".")[0] for name in stored_names(tmp_path / "out") if not name.endswith(".bias")}
+        stay = [name for name in before if name.endswith(".bias") or name.rpartition(".")[0] in there]
+        assert len(stay) > len(before) // 2
+        assert [name for name in stay if before[name] != after[name]] == []
     assert not any(isinstance(module, OperatorLinear) for module in loaded(dense).modules())
 
 

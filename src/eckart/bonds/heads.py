@@ -84,7 +84,7 @@ class CosineOfKeys:
 
     It sees neither biases nor the changes of basis that a head does not notice; of nothing but zeros it is 0.
 
-    >>> CosineOfKeys().between(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0], [1.0, -1.0]])).tolist()
+    >>> CosineOfKeys().between(torch.tensor([[3.0, 4.0]]), torch.tensor([[6.0, 8.0], [4.0, -3.0]])).tolist()
     [[1.0, 0.0]]
     """
 
