@@ -392,10 +392,6 @@ def test_an_impossible_rank_is_refused(rank: int) -> None:
         prepared.fit(rank, dtype=torch.float32, rng=generator())
 
 
-def test_it_says_that_it_is_exact(approximator: Approximator) -> None:
-    assert approximator.exact
-
-
 def test_certain_bounds_hold_where_the_metric_nearly_cancels_the_matrix() -> None:
     """Inputs with one direction 1e13 times above all others, which the matrix maps to almost nothing."""
     direction = orthonormal(40, 1)

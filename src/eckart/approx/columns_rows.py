@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -28,7 +27,6 @@ class ColumnsRows:
     """
 
     rule: Rule = BY_DEIM
-    exact: ClassVar[bool] = False
 
     def slot(self, rows: int, columns: int, itemsize: int) -> ListedSlot:
         """The bytes of columns, core and rows."""

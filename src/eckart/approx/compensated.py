@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -39,7 +38,6 @@ class Compensated:
     damage: Approximator
     keep: float = 0.6
     branch: Approximator = LowRank()
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:

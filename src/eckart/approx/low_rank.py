@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +29,6 @@ class LowRank:
     """
 
     accuracy: float = ACCURACY
-    exact: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.accuracy) and self.accuracy >= 0):

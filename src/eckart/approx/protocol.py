@@ -24,14 +24,7 @@ class Prepared(Protocol):
 
 
 class Approximator(Protocol):
-    """Projects matrices onto a set, in a metric.
-
-    ``exact`` says whether the result is the true minimiser in the metric before its factors are rounded to their dtype.
-    """
-
-    @property
-    def exact(self) -> bool:
-        """Whether the minimiser is found, but for rounding."""
+    """Projects matrices onto a set, in a metric."""
 
     def slot(self, rows: int, columns: int, itemsize: int) -> Slot | ListedSlot:
         """The bytes of every size in which a matrix of numbers of ``itemsize`` bytes can be stored."""

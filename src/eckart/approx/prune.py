@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -29,7 +28,6 @@ class Prune:
     """
 
     pattern: Pattern = PerMatrix()
-    exact: ClassVar[bool] = True
 
     def slot(self, rows: int, columns: int, itemsize: int) -> ListedSlot:
         """The bytes of the entries that stay, and of a bit for every place."""
@@ -73,7 +71,6 @@ class BrainSurgeon:
     pattern: Pattern = PerMatrix()
     block: int = BLOCK
     damping: float = DAMPING
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_surgery(self.pattern, self.block, self.damping)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +34,6 @@ class RoundToNearest:
 
     bits: int = 4
     group: int = 128
-    exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.bits not in WIDTHS or self.group < 1:

@@ -25,11 +25,6 @@ class Unweighted:
 
     approx: Approximator = LowRank()
 
-    @property
-    def exact(self) -> bool:
-        """As ``approx``."""
-        return self.approx.exact
-
     def slot(self, rows: int, columns: int, itemsize: int) -> Slot | ListedSlot:
         """As ``approx``."""
         return self.approx.slot(rows, columns, itemsize)
