@@ -114,7 +114,10 @@ def print_healed(done: Healed) -> None:
         [(label, *_cells(losses)) for label, losses in rows],
     )
     console = show.out()
-    console.print(f"training loss from {done.curve[0]:.4f} to {done.curve[-1]:.4f}, means of the first and last steps")
+    if len(done.curve) > 1:
+        console.print(
+            f"training loss from {done.curve[0]:.4f} to {done.curve[-1]:.4f}, means of the first and last steps"
+        )
     if done.healed:
         console.print(f"{len(done.trained)} tensors were trained")
     else:

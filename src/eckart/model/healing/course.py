@@ -13,7 +13,7 @@ from eckart.errors import EckartError
 from eckart.model.run import seeded
 
 HELD_OUT = 0.1  # the share of windows that only judges
-HELD_OUT_TOKENS = 16384  # and the most that it needs to be
+HELD_OUT_TOKENS = 8192  # and the most that it needs to be
 WARM_UP = 0.1  # the share of steps in which the rate rises
 
 

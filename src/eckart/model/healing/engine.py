@@ -68,7 +68,7 @@ def heal(
     """Train a compressed checkpoint for a while to do what its original does, and write it in the same layout to ``out``.
 
     ``small`` is what ``compress`` wrote, or any stock checkpoint of the teacher's vocabulary; ``teacher`` the original. Of the UTF-8
-    ``text`` a tenth of the windows (at most 16,384 tokens) only judges; the others are trained on in an order that ``course.seed``
+    ``text`` a tenth of the windows (at most 8192 tokens) only judges; the others are trained on in an order that ``course.seed``
     decides. ``match`` is what training minimises, ``train`` what changes: float32 copies by AdamW, the rate rising over a tenth of the
     steps and falling by a cosine, gradients clipped to norm 1, dropout off. What is written diverges less from the
     original on the held-out windows than what was there, or is what was there.
