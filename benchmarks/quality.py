@@ -169,7 +169,7 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
         f"Nats per token, lower is better; mean over the draws of {TOKENS} calibration tokens, and the spread (largest less",
         "smallest). *inside*: a text of the calibration's domain, not the calibration text itself; *outside*: another corpus.",
         "*share*: bytes of the linear maps inside blocks, indices counted. Time on the clock on one thread, with other work beside it;",
-        "memory is the largest of a process of its own. Rows without a time are of a751230, on an AMD EPYC, the others of 6b39af8 and b20d5c8.",
+        "memory is the largest of a process of its own. Rows without a time: a751230, on an AMD EPYC; others: 6b39af8, b20d5c8.",
         "Runs that were refused are not shown. Written by `benchmarks/quality.py`.",
     ]
     for model in dict.fromkeys(run.model for run in found):
