@@ -49,6 +49,7 @@ RECIPES = {
     "eora": ("eora", "0.8"),
     "curing": ("curing", "0.6"),
     "modegpt": ("modegpt", "0.6"),
+    "lorap": ("lorap", "0.6"),
     "slicegpt": ("slicegpt", "0.5"),
     "shrink-width": ("shrink-width", "0.7"),
     "shortgpt": ("shortgpt", "0.5"),
@@ -425,6 +426,17 @@ def test_no_adapter_merges_into_other_operators(ground: Ground, out: Path, small
     sentence = refused(*ground.command(out, "--train", "lora", small=small), out=out)
     assert f"stored as a {kind} operator, into which no LoRA merges" in sentence
     assert "--train factors" in sentence
+
+
+def test_heads_that_share_their_weights_still_share_them(ground: Ground, tmp_path: Path) -> None:
+    sizes = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 4}
+    model, small = write_model(LlamaConfig, sizes, tmp_path / "model"), tmp_path / "small"
+    assert cli("compress", model, "-o", small, "--recipe", "head-sharing", "--keep", "0.87").code == 0
+    done = eckart.heal(small, model, tmp_path / "out", ground.text, course=COURSE)
+    assert done.healed
+    assert changed(small, tmp_path / "out") == set(done.trained)
+    found = eckart.verify(tmp_path / "out", model)
+    assert found.holds, found.failures
 
 
 # ---- worse than before ----------------------------------------------------------------------------------------------

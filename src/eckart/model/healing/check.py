@@ -43,15 +43,21 @@ def verify_healed(folder: str | Path, against: str | Path | None = None, progres
     if "quantization_config" in original.config:
         raise EckartError(f"{original.folder} is compressed itself: name the original with --against")
     check_files(original, certificate, ledger)
-    if certificate.bonds or certificate.dropped or not certificate.recipe:
+    if not _is_of_matrices(certificate):
         skipped.append("tensors that did not train (verify the checkpoint that was healed)")
     if certificate.matrices and not ledger.failures:
         skeleton = Skeleton(original)
         targets = _targets(skeleton, certificate, ledger)
-        if certificate.recipe:
+        if _is_of_matrices(certificate):
             _check_copies(skeleton, targets, certificate, modules, ledger)
         _check_figures(targets, original, checkpoint, certificate, modules, ledger, progress)
     return Verification(ledger.checked, tuple(skipped), tuple(ledger.failures))
+
+
+def _is_of_matrices(certificate: Certificate) -> bool:
+    """Whether compression changed the recorded matrices of the original and nothing else."""
+    others = certificate.bonds or certificate.heads or certificate.dropped
+    return bool(certificate.recipe) and not others
 
 
 def _check_records(checkpoint: Checkpoint, certificate: Certificate, modules: OperatorModules, ledger: Ledger) -> None:
@@ -65,24 +71,26 @@ def _check_records(checkpoint: Checkpoint, certificate: Certificate, modules: Op
         kind = modules.kind(matrix.name) if held else "dense"
         fits = matrix.operator == kind and (held or matrix.rank is None)
         if held:
-            tensors = [checkpoint.tensors[disk][1] for disk in modules.tensors(matrix.name).values()]
-            fits = fits and sum(tensor.nbytes for tensor in tensors) == matrix.bytes
-            fits = fits and (kind != "factors" or tensors[0].shape[1] == matrix.rank)
+            stored = [checkpoint.tensors[disk][1].nbytes for disk in modules.own(matrix.name)]
+            fits = fits and sum(stored) == matrix.bytes
+            left = checkpoint.tensors[next(iter(modules.tensors(matrix.name).values()))][1]
+            fits = fits and (kind != "factors" or left.shape[1] == matrix.rank)
         ledger.check("records", fits, f"{matrix.name}: operator, rank or bytes are not those of what is stored")
-    if names:
+    if names and _is_of_matrices(certificate):
         total = sum(matrix.bytes for matrix in certificate.matrices)
         check_size("matrices", "after", certificate.target_bytes[1], total, ledger)
 
 
 def _targets(skeleton: Skeleton, certificate: Certificate, ledger: Ledger) -> list[Target]:
-    """The matrices of the original that are recorded; each must be one that the recorded options choose."""
+    """The matrices of the original that are recorded: all that the recorded options choose, but for those that bonds changed."""
     found, untouched = find_targets(skeleton, certificate.only, certificate.exclude)
     recorded = {matrix.name: matrix.shape for matrix in certificate.matrices}
     chosen = {target.name: target.shape for target in found}
-    for name in sorted({*recorded, *chosen}):
+    whole = _is_of_matrices(certificate)
+    for name in sorted({*recorded, *(chosen if whole else ())}):
         same = recorded.get(name) == chosen.get(name)
         ledger.check("targets", same, f"{name} is recorded otherwise than as a matrix of the original")
-    told = tuple(untouched) == certificate.untouched
+    told = not whole or tuple(untouched) == certificate.untouched
     ledger.check("untouched", told, "the list of matrices left alone is not the right one")
     return [target for target in found if recorded.get(target.name) == target.shape]
 

@@ -152,7 +152,7 @@ def _check_vocabulary(student: Student) -> None:
     if sizes[0] != sizes[1]:
         raise EckartError(
             f"{student.teacher.folder} has a vocabulary of {sizes[1]} and {student.checkpoint.folder} one of {sizes[0]}: "
-            "name the original with --teacher"
+            "name the original with --teacher; what a smaller vocabulary is made of is healed before"
         )
 
 
