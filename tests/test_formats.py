@@ -398,6 +398,10 @@ DAMAGES: Mapping[str, tuple[Damage, str]] = {
         told(lambda t: t["matrices"][3].update(rank=t["matrices"][3]["rank"] - 1)),
         "operator, rank, bytes or norms are not as recorded",
     ),
+    "a norm": (
+        told(lambda t: t["matrices"][3]["bounds"][1].update(norm="another")),
+        "operator, rank, bytes or norms are not as recorded",
+    ),
     "a matrix less": (told(lambda t: t["matrices"].pop()), "the matrices recorded are not those"),
     "bytes of the matrices": (
         told(lambda t: t["sizes"]["targets"].update(after=5)),

@@ -210,6 +210,8 @@ def test_influence_must_be_known_and_the_share_be_one() -> None:
     for least in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match="must be from 0 to below 1"):
             LeastInfluential(least=least)
+        with pytest.raises(ValueError, match="must be from 0 to below 1"):
+            Later(least=least)
     assert LeastInfluential()({"x": Slot(rows=2, columns=2, itemsize=1)}, 9).ranks == {"x": None}
     with pytest.raises(BudgetError):
         LeastInfluential()({"x": Slot(rows=2, columns=2, itemsize=1)}, 3)

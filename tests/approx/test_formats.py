@@ -367,6 +367,17 @@ def test_a_full_branch_restores_the_outputs(key: str) -> None:
             assert error <= fit.bounds[0].upper
 
 
+def test_what_rounding_does_to_damage_counts_as_the_metric_has_it() -> None:
+    w, approx = gaussian(8, 8), APPROXIMATORS["branch beside codes"]
+    found = []
+    for scale in (1e-6, 1.0, 1e6):
+        metric = Metric("scaled", torch.full((8,), scale, dtype=torch.float64))
+        own, plain, spectral = approx.prepare(w, metric).fit(5, dtype=w.dtype, rng=generator(), spectral=True).bounds
+        found.append((own.upper - own.achieved) / scale)
+        assert all(0 < bound.upper - bound.achieved < 1e-13 for bound in (plain, spectral))
+    assert max(found) < 3 * min(found) < 1e-13
+
+
 def test_damage_takes_the_same_bytes_at_every_rank() -> None:
     """The largest size within the share, and the smallest where none is."""
     w = gaussian(16, 32).to(torch.float32)

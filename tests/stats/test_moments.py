@@ -176,6 +176,11 @@ def test_without_any_signal_every_error_counts_the_same(rule: MetricRule) -> Non
         assert metric == Metric.plain()
 
 
+@pytest.mark.parametrize("rule", RULES[1:], ids=lambda rule: type(rule).__name__)
+def test_one_input_is_enough(rule: MetricRule) -> None:
+    assert not rule(moments_of(inputs(6, 1))).is_plain
+
+
 def test_what_rules_need() -> None:
     assert {type(rule).__name__: rule.needs for rule in RULES} == {
         "Plain": frozenset(),
