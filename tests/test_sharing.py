@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from models import ARCHITECTURES, CONTEXT, VOCABULARY, shard, write_model
-from runs import CALIBRATED, cli, edit_json, edit_tensor, edit_tensors, file_of, refused
+from runs import CALIBRATED, calibration_text, cli, edit_json, edit_tensor, edit_tensors, file_of, refused
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -466,6 +466,30 @@ def test_records_hold_the_error_of_every_map_in_plain_norms(llama: Path, tmp_pat
     assert all(head.name in shown for head in done.heads)
     told = cli("compress", llama, "-o", tmp_path / "told", "--recipe", "head-sharing", "--keep", "0.87", "--json").out
     assert json.loads(told)["heads"] == [head.to_json() for head in done.heads]
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2"], indirect=True)
+def test_healed_it_shares_as_before_and_is_verified(model: Path, tmp_path: Path) -> None:
+    """Training moves what is stored, and all who share it see that."""
+    done = share(model, tmp_path / "out", 0.87)
+    text = calibration_text(tmp_path / "text.txt", repeat=30)
+    course = ("--steps", "6", "--rate", "0.001", "--window", "32", "--batch-tokens", "128")
+    healed = tmp_path / "healed"
+    ran = cli("heal", tmp_path / "out", "--teacher", model, "-o", healed, "--text", text, *course)
+    assert ran.code == 0, ran.err
+    assert modules(healed) == modules(tmp_path / "out")
+    assert Certificate.read(healed).heads == done.heads
+    assert check_one_storage(loaded(healed), healed) == 4 * len(done.heads)
+    before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", healed))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    told = eckart.verify(healed, model)
+    assert told.failures == ()
+    assert any("tensors that did not train" in skipped for skipped in told.not_rechecked)
+    refusal = refused(
+        "heal", tmp_path / "out", "--teacher", model, "-o", tmp_path / "lora", "--text", text, "--train", "lora"
+    )
+    assert "into which no LoRA merges" in refusal
 
 
 def test_a_checkpoint_in_bfloat16_stays_in_bfloat16(tmp_path: Path) -> None:
