@@ -554,6 +554,7 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RECIPES = (
     "modegpt",
     "slicegpt",
+    "slicegpt-per-norm",
     "greedy-output",
     "comp",
     "axformer",

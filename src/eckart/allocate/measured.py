@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from eckart.allocate.slots import Allocation, BondSlot, BudgetError, Rank, total_cost
+from eckart.allocate.slots import Allocation, AnySlot, BudgetError, Rank, total_cost
 from eckart.stats import Need
 
 
@@ -35,6 +35,7 @@ class GreedyByLoss:
     ...     def take(self, name: str, rank: int, loss: float) -> None:
     ...         self.now[name] = rank
     ...     now = {"a": 8, "b": 8}
+    >>> from eckart.allocate import BondSlot
     >>> slots = {name: BondSlot(size=8, unit_bytes=10) for name in "ab"}
     >>> GreedyByLoss().search(slots, budget=110, start=0.0, trials=Squares()).ranks
     {'a': 4, 'b': 7}
@@ -49,7 +50,7 @@ class GreedyByLoss:
         if self.steps < 2:
             raise ValueError(f"steps {self.steps} must be at least 2, of which one stays")
 
-    def search(self, slots: Mapping[str, BondSlot], budget: int, start: float, trials: Trials) -> Allocation:
+    def search(self, slots: Mapping[str, AnySlot], budget: int, start: float, trials: Trials) -> Allocation:
         """Ranks whose costs add up to at most ``budget``, ``start`` being the loss with all units; ``BudgetError`` where none do."""
         ranks: dict[str, Rank] = dict.fromkeys(slots)
         least: dict[str, Rank] = {name: min(self._widths(slot), default=None) for name, slot in slots.items()}
@@ -76,11 +77,11 @@ class GreedyByLoss:
                 heapq.heappush(queue, (rate, name, -1, 0, 0.0))
         return Allocation(ranks)
 
-    def _widths(self, slot: BondSlot) -> list[int]:
+    def _widths(self, slot: AnySlot) -> list[int]:
         """What may be left of a bond, falling."""
-        return sorted({slot.size * part // self.steps for part in range(1, self.steps)} - {0}, reverse=True)
+        return sorted({(slot.max_rank + 1) * part // self.steps for part in range(1, self.steps)} - {0}, reverse=True)
 
-    def _next(self, slot: BondSlot, rank: Rank, left: int) -> int:
+    def _next(self, slot: AnySlot, rank: Rank, left: int) -> int:
         """The units after one more step, which goes no further than it must."""
-        have = slot.size if rank is None else rank
+        have = slot.max_rank + 1 if rank is None else rank
         return max(next(width for width in self._widths(slot) if width < have), slot.within(slot.cost(rank) - left))

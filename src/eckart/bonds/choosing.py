@@ -136,6 +136,25 @@ class Principal:
 
 
 @dataclass(frozen=True)
+class EachNorm:
+    """Of a stream: what ``choice`` makes of it at every norm by itself, with links from one to the next, instead of once for all.
+
+    Raises ``ValueError`` for a choice that measures nothing, which would be the same everywhere.
+    """
+
+    choice: Choice
+
+    def __post_init__(self) -> None:
+        if Need.GRAM not in self.choice.needs:
+            raise ValueError("a choice that measures nothing is the same at every norm: make it once for all of them")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the choice needs."""
+        return self.choice.needs
+
+
+@dataclass(frozen=True)
 class _Subspace:
     crossing: Crossing
 

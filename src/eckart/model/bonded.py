@@ -26,6 +26,7 @@ from eckart.model.sites import Site, find_sites, fixed
 from eckart.model.stream import narrow_stream
 from eckart.model.targets import Untouched
 from eckart.model.trials import SiteTrials, loss_without
+from eckart.model.turning import narrow_at_norms
 from eckart.model.vocabulary import with_fewer_words
 from eckart.stats import Need
 
@@ -52,11 +53,11 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
     ranks = _ranks(run, graph, recipe, sites, influence, dropped, removals)
     run.check_tokens(_fitted(sites, ranks))
     stream = next((site for site in sites if site.block is None), None)
-    found = (
-        narrow_stream(run, graph, stream, ranks[stream.name])
-        if stream
-        else fit_sites(run, graph, sites, ranks, dropped)
-    )
+    if stream is None:
+        found = fit_sites(run, graph, sites, ranks, dropped)
+    else:
+        narrow = narrow_at_norms if stream.links else narrow_stream
+        found = narrow(run, graph, stream, ranks[stream.name])
     rest = _approximated_beside(run, recipe.maps, sites, found, dropped) if recipe.maps is not None else None
     changed = {module_of(run, tensor) for tensor in found.replaced if tensor in run.checkpoint.tensors}
     run.untouched[:] = [entry for entry in run.untouched if entry.name not in changed]
@@ -65,7 +66,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
     pieces = pieces_of(run, graph, found, dropped)
     return Outcome(
         pieces=pieces,
-        config=with_modules(config_of(run, graph, sites, ranks, found, dropped), modules),
+        config=with_modules(config_of(run, graph, sites, ranks, found, dropped), modules, found.links),
         matrices=() if rest is None else rest.matrices,
         bonds=tuple(found.records),
         dropped=tuple(run.skeleton.blocks[block] for block in sorted(dropped)),
@@ -175,9 +176,9 @@ def _ranks(
 
 
 def _fitted(sites: list[Site], ranks: Mapping[str, Rank]) -> dict[str, int]:
-    """How many tokens it takes to fit what is left of each bond; a stream is seen at every norm."""
+    """How many tokens it takes to fit what is left of each bond; a stream of one set of directions is seen at every norm."""
     return {
-        site.name: math.ceil(rank * site.width / max(1, len(site.bonds[0].norms)))
+        site.name: math.ceil(rank * site.width / (1 if site.links else max(1, len(site.bonds[0].norms))))
         for site in sites
         if site.choice.fitted and (rank := ranks[site.name]) is not None
     }

@@ -8,7 +8,7 @@ from enum import Enum
 
 from eckart.allocate import Allocator, GreedyByLoss, Level, Uniform
 from eckart.approx import Approximator
-from eckart.bonds.choosing import Choice, Select
+from eckart.bonds.choosing import Choice, EachNorm, Select
 from eckart.bonds.depth import Depth
 from eckart.bonds.heads import Likeness
 from eckart.bonds.words import Words
@@ -73,9 +73,10 @@ class Compress:
 class Narrow:
     """A post-training compression of what crosses bonds: fewer hidden units, fewer directions of values, keys or the stream, fewer blocks.
 
-    Each bond has a ``Choice`` or stays. What a stock configuration can say is written as one; values and keys that are narrower within
-    their heads are put back in their places by row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go;
-    the rest goes from the bonds. ``maps`` is how the other maps of the blocks are approximated, which then pay their own share.
+    Each bond has a ``Choice`` or stays; that of a stream may be made at ``EachNorm``, and the loader then joins the stretches. What a stock
+    configuration can say is written as one; values and keys that are narrower within their heads are put back in their places by
+    row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go; the rest goes from the bonds. ``maps`` is how
+    the other maps of the blocks are approximated, which then pay their own share.
     ``vocabulary`` leaves out token ids; how many, the text says, and no budget.
 
     Raises ``ValueError`` where nothing is chosen, a stream together with others, which it changes, or with a refit, for an allocator
@@ -83,7 +84,7 @@ class Narrow:
     """
 
     paper: Paper
-    stream: Choice | None = None
+    stream: Choice | EachNorm | None = None
     hidden: Choice | None = None
     values: Choice | None = None
     keys: Choice | None = None
@@ -103,8 +104,7 @@ class Narrow:
                     f"a smaller vocabulary is as large as the text asks for, and stands alone: leave {beside[0]} out"
                 )
             return
-        chosen = [*self.inside.values(), *([self.stream] if self.stream else [])]
-        if not chosen and self.depth is None:
+        if not self.inside and self.stream is None and self.depth is None:
             raise ValueError("a recipe of bonds chooses what crosses at least one, or leaves out blocks")
         if self.maps is not None and not self.inside:
             raise ValueError(
@@ -112,7 +112,8 @@ class Narrow:
             )
         if self.stream is not None and (self.inside or self.depth is not None):
             raise ValueError("a narrower stream changes every other bond: narrow it by itself")
-        if isinstance(self.stream, Select) and self.stream.correct is not None:
+        stream = self.stream.choice if isinstance(self.stream, EachNorm) else self.stream
+        if isinstance(stream, Select) and stream.correct is not None:
             raise ValueError(
                 "a stream is read through norms, which measure its length: select its channels without a refit"
             )

@@ -26,7 +26,8 @@ class OperatorModules:
     """The operators of a compressed checkpoint, read one at a time.
 
     ``names`` lists the modules that hold one; of modules that share an operator only the one whose tensors are stored. ``resized`` are
-    those of another shape than the architecture gives them. A tensor that several modules share belongs to the one that stores it.
+    those of another shape than the architecture gives them, ``links`` the maps at which the directions of the stream change.
+    A tensor that several modules share belongs to the one that stores it.
     Raises ``EckartError`` if the checkpoint was not made by this library; with ``optional``, one without any operator is
     taken for a result all of whose matrices stayed dense.
     """
@@ -42,6 +43,8 @@ class OperatorModules:
         self.checkpoint = checkpoint
         self._entries: dict[str, tuple[Blueprint, dict[str, str], frozenset[str]]] = {}
         self.resized: list[str] = []
+        links = entry.get("links", {})
+        self.links = list(links) if isinstance(links, dict) else []
         for name, spec in modules.items():
             try:
                 entry = read_entry(spec)
@@ -101,6 +104,11 @@ def densify(folder: str | Path, out: str | Path, *, restart: bool = False, progr
     if "quantization_config" not in checkpoint.config and _was_left_stock(folder):
         raise EckartError(f"{folder} is a stock checkpoint already: load it as it is")
     modules = OperatorModules(checkpoint)
+    if modules.links:
+        raise EckartError(
+            f"{folder}: the directions of the stream change at {modules.links[0]}, which no stock config tells of: use the result as it "
+            "is, or compress the original anew with one set of directions (slicegpt)"
+        )
     if modules.resized:
         raise EckartError(
             f"{folder}: {modules.resized[0]} has a width of its own, which no stock config tells of: use the result as it is, or compress "

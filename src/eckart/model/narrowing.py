@@ -36,7 +36,8 @@ EPS = torch.finfo(torch.float64).eps
 class Narrowed:
     """What became of a model: for each tensor on disk that changed the work file, and for the names of what takes its place those there.
 
-    ``resized`` are bonds whose width differs from block to block, so that no stock config tells of them.
+    ``resized`` are bonds whose width differs from block to block, so that no stock config tells of them. ``links`` has for the maps at the
+    end of a stretch of the stream what the config says of the way to the next one.
     """
 
     records: list[BondRecord] = field(default_factory=list)
@@ -44,6 +45,7 @@ class Narrowed:
     replaced: dict[str, tuple[str, dict[str, str]]] = field(default_factory=dict)
     resized: frozenset[str] = frozenset()
     losses: dict[str, float] = field(default_factory=dict)
+    links: dict[str, object] = field(default_factory=dict)
 
     def add(self, value: object, file: str) -> None:
         """Take in what a finished piece recorded."""

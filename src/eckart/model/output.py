@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from safetensors import safe_open
 from torch import Tensor
@@ -97,10 +98,14 @@ def write_rest(run: Run, made: Outcome, table: Mapping[str, object]) -> None:
         handle.write(_card(run, table, made).encode())
 
 
-def with_modules(config: Mapping[str, object], modules: Mapping[str, object]) -> dict[str, object]:
-    """A config that says which modules hold which operators; a stock one where there are none."""
-    own = {"quantization_config": {"quant_method": METHOD, "format": FORMAT, "modules": modules}} if modules else {}
-    return {**config, **own}
+def with_modules(
+    config: Mapping[str, object], modules: Mapping[str, object], links: Mapping[str, object] = MappingProxyType({})
+) -> dict[str, object]:
+    """A config that says which modules hold which operators, and which maps links; a stock one where there are none."""
+    if not modules and not links:
+        return dict(config)
+    own = {"quant_method": METHOD, "format": FORMAT, "modules": modules} | ({"links": dict(links)} if links else {})
+    return {**config, "quantization_config": own}
 
 
 def copy_companions(checkpoint: Checkpoint, folder: Path, names: Mapping[str, str] | None = None) -> None:
@@ -118,7 +123,8 @@ def _card(run: Run, table: Mapping[str, object], made: Outcome) -> str:
     quantization = made.config.get("quantization_config")
     stock = quantization is None
     modules = quantization["modules"].values() if isinstance(quantization, dict) else ()
-    multiplies_out = not stock and not any("resized" in entry for entry in modules)
+    linked = isinstance(quantization, dict) and "links" in quantization
+    multiplies_out = not stock and not linked and not any("resized" in entry for entry in modules)
     sizes = table["sizes"]
     assert isinstance(sizes, dict)
     front = ["---", *_licence_lines(run.checkpoint), "library_name: transformers", "tags:", "- eckart", "---"]

@@ -10,6 +10,8 @@ An operator with settings or children is given by its record instead of a name, 
     {"operator": {"kind": "codes", "settings": {"bits": 3, "columns": 320, "group": 32}},
      "shapes": {"scale": [864, 10], "zero": [864, 10], "codes": [864, 120]}, "dtypes": {"codes": "U8"}}
 
+``links`` beside the modules names the maps at which a stream whose directions change goes from one to the next (``model/linked.py``).
+
 A tensor that is another module's as well is stored there alone, and the entry says under which name::
 
     {"operator": {"kind": "stacked", "settings": {"blocks": 2}}, "shapes": {"blocks_0": [64, 320], "blocks_1": [256, 320]},
@@ -32,6 +34,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from eckart.errors import EckartError
 from eckart.model.entries import read_entry
 from eckart.model.linear import OperatorEmbedding, OperatorLinear, stored_name
+from eckart.model.linked import put_link
 
 METHOD = "eckart"
 FORMAT = 1
@@ -39,9 +42,15 @@ FORMAT = 1
 
 @register_quantization_config(METHOD)
 class OperatorCheckpoint(QuantizationConfigMixin):
-    """The ``quantization_config`` of a compressed checkpoint: which modules hold which operator, in which shapes."""
+    """The ``quantization_config`` of a compressed checkpoint: which modules hold which operator in which shapes, and which have links."""
 
-    def __init__(self, modules: Mapping[str, Mapping[str, Any]] | None = None, format: int = FORMAT, **_: Any) -> None:
+    def __init__(
+        self,
+        modules: Mapping[str, Mapping[str, Any]] | None = None,
+        format: int = FORMAT,
+        links: Mapping[str, object] | None = None,
+        **_: Any,
+    ) -> None:
         if format != FORMAT:
             raise EckartError(
                 f"this checkpoint has format {format}, this version of eckart reads {FORMAT}: update eckart"
@@ -49,10 +58,12 @@ class OperatorCheckpoint(QuantizationConfigMixin):
         self.quant_method = METHOD
         self.format = format
         self.modules = {name: dict(entry) for name, entry in (modules or {}).items()}
+        self.links = dict(links or {})
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"quant_method": METHOD, "format": self.format, "modules": self.modules}
+        table = {"quant_method": METHOD, "format": self.format, "modules": self.modules}
+        return table | ({"links": self.links} if self.links else {})
 
 
 @register_quantizer(METHOD)
@@ -66,6 +77,8 @@ class OperatorQuantizer(HfQuantizer):
         for name, entry in self.quantization_config.modules.items():
             put_operator(model, name, entry)
         retie(model, self.quantization_config.modules)
+        for name, link in self.quantization_config.links.items():
+            put_link(model, name, link)
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:

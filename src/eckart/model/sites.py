@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from eckart.allocate import BondSlot
+from eckart.allocate import BondSlot, ListedSlot
+from eckart.allocate.slots import AnySlot
 from eckart.bonds import BondGraph, Fixed, Pairs
-from eckart.bonds.choosing import Choice, Chosen
+from eckart.bonds.choosing import Choice, Chosen, EachNorm
 from eckart.bonds.crossing import Crossing
 from eckart.bonds.graph import Bond
+from eckart.bonds.stages import stages
 from eckart.errors import EckartError
 from eckart.model.checkpoint import Checkpoint
 from eckart.model.compression import Narrow
@@ -26,7 +28,7 @@ class Site:
 
     ``units`` is how many each of the bonds has, ``width`` the directions of one, and ``unit_bytes`` what one of each bond weighs in the
     weights of all maps that meet there, ``dense_bytes`` what all weigh now. ``stock`` says whether a configuration can tell of the
-    narrower bond.
+    narrower bond. ``links`` of a stream are the changes of directions on its way, which take ``link_bytes`` a number.
     """
 
     name: str
@@ -39,9 +41,17 @@ class Site:
     dense_bytes: int
     choice: Choice
     stock: bool
+    links: int = 0
+    link_bytes: int = 0
 
-    def slot(self, losses: Tensor | None = None, importance: float | None = None) -> BondSlot:
+    def slot(self, losses: Tensor | None = None, importance: float | None = None) -> AnySlot:
         """How an allocator sees it."""
+        if self.links:
+            # A link from k directions to k, out of n, has k rows and as many columns as directions that may differ.
+            counts = range(1, self.units)
+            per_link = self.links * self.link_bytes
+            sizes = [count * (self.unit_bytes + per_link * min(count, self.units - count)) for count in counts]
+            return ListedSlot(dense_bytes=self.dense_bytes, listed=tuple(sizes), losses=losses, importance=importance)
         return BondSlot(
             size=self.units, unit_bytes=self.unit_bytes, losses=losses, block=self.block, importance=importance
         )
@@ -91,7 +101,13 @@ def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: fr
             raise EckartError(
                 f"{checkpoint.folder}: no stock config of {graph.architecture} tells of a narrower stream; its symmetry is {bond.symmetry}"
             )
-        yield _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream)
+        if isinstance(recipe.stream, EachNorm):
+            writers = [stage.writer for stage in stages(graph, STREAM) if stage.writer is not None]
+            _, spec = checkpoint.tensors[graph.maps[writers[0]].weight]
+            site = _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream.choice)
+            yield replace(site, links=len(writers), link_bytes=spec.dtype.itemsize)
+        else:
+            yield _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream)
     for block, name in enumerate(graph.blocks):
         if block in dropped:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load_file
@@ -38,7 +39,7 @@ def narrow_stream(run: Run, graph: BondGraph, site: Site, rank: Rank) -> Narrowe
         projection = site.prepare(bond, crossing).projection(rank)
         write_all(run.file(FILE), {"down": projection.down.contiguous(), "up": projection.up.contiguous()})
         kept = None if projection.kept is None else tuple(projection.kept.tolist())
-        bound = None if moment is None else _bound(crossing, projection)
+        bound = None if moment is None else left_out_bound(crossing, projection)
         return BondRecord(bond.name, bond.size, rank, kept, bound).to_json(), [FILE]
 
     record = run.journal.once("stream/decide", decide)
@@ -49,7 +50,7 @@ def narrow_stream(run: Run, graph: BondGraph, site: Site, rank: Rank) -> Narrowe
     for block in [*range(run.blocks), None]:
 
         def make(block: int | None = block) -> tuple[object, list[str]]:
-            table = _in_basis(run, graph, block, bond.name, projection)
+            table = in_basis(run, graph, block, {bond.name: projection})
             write_all(run.file(narrowed_file(block)), table)
             names = {name: [name] for name in table}
             return {"bonds": [], "modules": {}, "tensors": names}, [narrowed_file(block)]
@@ -110,7 +111,7 @@ def _summed(block: int) -> str:
     return f"moment-{block:04d}.safetensors"
 
 
-def _bound(crossing: Crossing, projection: Projection) -> Bound:
+def left_out_bound(crossing: Crossing, projection: Projection) -> Bound:
     """The root mean square of what the projection leaves out of the stream, against the least that so many directions can."""
     error = (crossing.wide - projection.up @ projection.down) @ crossing.root
     achieved = float(torch.linalg.vector_norm(error))
@@ -127,8 +128,8 @@ def _bound(crossing: Crossing, projection: Projection) -> Bound:
     )
 
 
-def _in_basis(run: Run, graph: BondGraph, block: int | None, bond: str, projection: Projection) -> dict[str, Tensor]:
-    """The weights of a block with its norms folded, and what meets in the stream projected."""
+def in_basis(run: Run, graph: BondGraph, block: int | None, projections: Mapping[str, Projection]) -> dict[str, Tensor]:
+    """The weights of a block with its norms folded, and what meets in the stream projected: one bond, or one for each of its stretches."""
     stored = {name: run.checkpoint.read_finite(name) for name in run.skeleton.names_in(block)}
     tensors = dict(stored)
     for copy, source in run.skeleton.ties.items():  # the head, where it was only a name for the embedding
@@ -136,8 +137,10 @@ def _in_basis(run: Run, graph: BondGraph, block: int | None, bond: str, projecti
             tensors[copy] = stored[source]
     wide = {name: tensor.to(torch.float64) for name, tensor in tensors.items()}
     part = graph.within(wide)
-    for norm in part.bond(bond).norms:
+    here = {name: projection for name, projection in projections.items() if name in part.bonds}
+    norms = [norm for name in here for norm in part.bond(name).norms]
+    for norm in norms:
         wide |= fold_norm(part, norm, wide)
-    wide |= narrow(part, {bond: projection}, wide)
-    met = {end.tensor for end in part.bond(bond).ends} | {part.norms[norm].weight for norm in part.bond(bond).norms}
+    wide |= narrow(part, here, wide)
+    met = {end.tensor for name in here for end in part.bond(name).ends} | {part.norms[norm].weight for norm in norms}
     return {name: wide[name].to(tensors[name].dtype) for name in tensors if name in met}

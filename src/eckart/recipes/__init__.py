@@ -11,6 +11,7 @@ from eckart.recipes.bonds import (
     shortgpt,
     shrink_width,
     slicegpt,
+    slicegpt_per_norm,
 )
 from eckart.recipes.catalogue import RECIPES, Recipe, recipe
 from eckart.recipes.compress import (
@@ -53,6 +54,7 @@ __all__ = [
     "shortgpt",
     "shrink_width",
     "slicegpt",
+    "slicegpt_per_norm",
     "sparsegpt",
     "svd",
     "svd_llm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eckart.allocate import Allocator, Entropic, GreedyByLoss, Level, ValuesFirst
 from eckart.approx import LowRank
-from eckart.bonds.choosing import Principal, Select
+from eckart.bonds.choosing import EachNorm, Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
 from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
@@ -33,6 +33,25 @@ def slicegpt(allocate: Allocator = EIGHTS) -> Narrow:
         ),
         stream=Principal(),
         allocate=allocate,
+    )
+
+
+def slicegpt_per_norm(allocate: Allocator = EIGHTS) -> Narrow:
+    """A narrower residual stream: at every norm its own principal directions, with links from those of one to those of the next."""
+    return Narrow(
+        paper=Paper(
+            "SliceGPT: Compress Large Language Models by Deleting Rows and Columns",
+            "arXiv:2401.15024",
+            (
+                "bases are turned so that links differ from the identity by matrices of rank d - d': these are stored, not the whole links",
+                "shares are of bytes with the links counted, and the embedding is not part of the share",
+                "no ridge on the moment; no random rotation inside of the kept directions",
+                "the last norm's directions are those of the head, as the paper has it; a tied head is untied",
+            ),
+        ),
+        stream=EachNorm(Principal()),
+        allocate=allocate,
+        statistics=Statistics.COMPRESSED,
     )
 
 

@@ -40,6 +40,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe("ecoflap", "compress", compress.ecoflap),
         Recipe("sparsegpt", "compress", compress.sparsegpt),
         Recipe("slicegpt", "compress", bonds.slicegpt),
+        Recipe("slicegpt-per-norm", "compress", bonds.slicegpt_per_norm),
         Recipe("modegpt", "compress", bonds.modegpt),
         Recipe("greedy-output", "compress", bonds.greedy_output),
         Recipe("comp", "compress", bonds.comp),

@@ -23,7 +23,7 @@ from eckart.allocate import (
     ValuesFirst,
 )
 from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest, Unweighted
-from eckart.bonds.choosing import Principal, Select
+from eckart.bonds.choosing import EachNorm, Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
 from eckart.bonds.heads import CosineOfKeys
@@ -62,7 +62,8 @@ PARTS: Mapping[str, Mapping[str, type]] = {
             ValuesFirst,
             GreedyByLoss,
         ),
-        "stream": (Principal, Select),
+        "stream": (Principal, Select, EachNorm),
+        "choice": (Principal, Select),
         "hidden": (Select,),
         "values": (Principal, Select),
         "keys": (Select,),
