@@ -51,8 +51,8 @@ def beside(damage: Any, branch: Any) -> AnyRecipe:
 
 
 def damaged(damage: Any) -> AnyRecipe:
-    """The damage alone, at the size that ``beside`` gives it."""
-    return replace(recipes.eora(), approx=damage)
+    """The damage alone, the same in all matrices, at the size that ``beside`` gives it."""
+    return replace(recipes.eora(), approx=damage, allocate=Level())
 
 
 METHODS: Mapping[str, Make] = {
@@ -64,6 +64,7 @@ METHODS: Mapping[str, Make] = {
     "modegpt": recipes.modegpt,
     "modegpt, one width": lambda: recipes.modegpt(Level()),
     "slicegpt": recipes.slicegpt,
+    "slicegpt, per norm": recipes.slicegpt_per_norm,
     "slices without rotation": lambda: replace(recipes.slicegpt(), stream=Select(SecondMoment())),
     "wanda": recipes.wanda,
     "magnitude": recipes.magnitude,
@@ -103,6 +104,7 @@ def claims() -> list[Claim]:
         Claim("every bond in its own metric beats maps one by one", "modegpt", "svd-llm", 0.8),
         Claim("the same, ranks allocated", "modegpt", "svd-llm, allocated", 0.8),
         Claim("slicing needs its rotation", "slicegpt", "slices without rotation", 0.8),
+        Claim("a rotation at every norm beats one for all", "slicegpt, per norm", "slicegpt", 0.8),
         Claim("ranks by one threshold beat uniform ones", "welore", "svd", 0.8),
         Claim("widths by influence beat one width", "modegpt", "modegpt, one width", 0.8),
         Claim("shares by forward sensitivities beat one share of zeros", "ecoflap", "wanda", 0.6),

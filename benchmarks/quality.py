@@ -105,17 +105,22 @@ def subjects(data: Path, scratch: Path) -> list[Subject]:
 
 
 def runs() -> Iterator[Run]:
-    """All runs, the cheap model first; a run that no draw can change is made once."""
+    """All runs, the cheap model first and the further draws last; a run that no draw can change is made once."""
     for model in MODELS:
         yield Run(model, "original", "-", 1.0, 0)
-        for keep, draws in KEEPS.items():
-            for method, recipe in eckart.RECIPES.items():
-                for ranks in RANKS if method in SPREAD else ("own",):
-                    if method in SPREAD and ranks == "own":
-                        continue
-                    needs = recipe.make().reads_text or (ranks == "allocated")
-                    for draw in draws if needs else (0,):
-                        yield Run(model, method, ranks, keep, draw)
+        found = [Run(model, *run) for run in _compressions()]
+        yield from sorted(found, key=lambda run: run.draw > 0)
+
+
+def _compressions() -> Iterator[tuple[str, str, float, int]]:
+    for keep, draws in KEEPS.items():
+        for method, recipe in eckart.RECIPES.items():
+            for ranks in RANKS if method in SPREAD else ("own",):
+                if method in SPREAD and ranks == "own":
+                    continue
+                needs = recipe.make().reads_text or (ranks == "allocated")
+                for draw in draws if needs else (0,):
+                    yield method, ranks, keep, draw
 
 
 def judge(model: Any, subject: Subject) -> dict[str, float]:
