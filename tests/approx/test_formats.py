@@ -20,7 +20,7 @@ from eckart.approx import (
     RoundToNearest,
 )
 from eckart.linalg import PivotedQR
-from eckart.linalg.patterns import OfGroup, PerRow
+from eckart.linalg.patterns import OfGroup, PerRow, Tiles
 from eckart.metric import Metric
 from eckart.operator import (
     Codes,
@@ -41,6 +41,8 @@ APPROXIMATORS: Mapping[str, Approximator] = {
     "pruned by rows": Prune(PerRow()),
     "pruned in groups": Prune(OfGroup(4)),
     "pruned in threes": Prune(OfGroup(3)),
+    "pruned in tiles": Prune(Tiles(2, 3)),
+    "surgeon in tiles": BrainSurgeon(Tiles(3, 2), block=4, damping=0.1),
     "surgeon": BrainSurgeon(),
     "surgeon by rows": BrainSurgeon(PerRow(), block=5),
     "surgeon in groups": BrainSurgeon(OfGroup(2), block=4, damping=0.1),

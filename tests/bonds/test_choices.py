@@ -13,7 +13,18 @@ from eckart.bonds.choosing import Choice, Principal, Select
 from eckart.bonds.correction import Correction, Refit, Tune
 from eckart.bonds.crossing import Crossing, Writing
 from eckart.bonds.depth import Blocks, LastBlocks, LeastInfluence, LeastLoss
-from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, Score, SecondMoment
+from eckart.bonds.scores import (
+    Activation,
+    Condition,
+    Gain,
+    Interpolation,
+    Leverage,
+    Magnitude,
+    RidgeLeverage,
+    Score,
+    SecondMoment,
+    Similarity,
+)
 from eckart.stats import Need
 
 SIZE = 7
@@ -91,6 +102,69 @@ def test_a_ridge_is_above_zero(ridge: float) -> None:
         RidgeLeverage(ridge)
 
 
+@pytest.mark.parametrize("count", [1, 2, SIZE - 1, SIZE])
+def test_leverages_are_those_of_the_leading_vectors(count: int) -> None:
+    values, vectors = np.linalg.eigh(float64(MOMENT))
+    share = values[::-1][:count].sum() / values.sum()
+    expected = np.square(vectors[:, ::-1][:, :count]).sum(1)
+    assert float64(Leverage(min(1.0, share))(crossing())) == pytest.approx(expected, rel=1e-9)
+    if count > 1:  # a little less energy, a little less than that many vectors
+        within = share - 1e-9
+        assert float64(Leverage(within)(crossing())) == pytest.approx(expected, rel=1e-9)
+        fewer = np.square(vectors[:, ::-1][:, : count - 1]).sum(1)
+        below = values[::-1][: count - 1].sum() / values.sum()
+        assert float64(Leverage(below)(crossing())) == pytest.approx(fewer, rel=1e-9)
+    pairs = torch.tensor([[0, 3], [1, 4], [2, 5]])
+    assert float64(Leverage(min(1.0, share))(crossing(together=pairs))) == pytest.approx(
+        expected[pairs.numpy()].sum(1), rel=1e-9
+    )
+
+
+def test_leverages_of_nothing_are_zero_and_a_share_is_one() -> None:
+    assert Leverage()(crossing(moment=torch.zeros(SIZE, SIZE))).tolist() == [0.0] * SIZE
+    for energy in (0.0, -0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"energy .* must be above 0 and at most 1"):
+            Leverage(energy)
+
+
+def test_interpolated_units_are_those_of_the_algorithm_as_it_is_printed() -> None:
+    """Each next vector less its interpolant at the points so far, by solving for the coefficients."""
+    vectors = np.linalg.eigh(float64(MOMENT))[1][:, ::-1]
+    points = [int(np.abs(vectors[:, 0]).argmax())]
+    for j in range(1, SIZE):
+        before = vectors[:, :j]
+        missed = vectors[:, j] - before @ np.linalg.solve(before[points], vectors[points, j])
+        missed[points] = 0
+        points.append(int(np.abs(missed).argmax()))
+    assert Interpolation()(crossing()).argsort(descending=True).tolist() == points
+
+
+def test_units_like_stronger_ones_score_low() -> None:
+    moment = float64(MOMENT)
+    lengths = np.sqrt(np.diag(moment))
+    like = np.abs(moment / np.outer(lengths, lengths))
+    expected = [
+        1 - max((like[i, j] for j in range(SIZE) if moment[j, j] > moment[i, i]), default=0.0) for i in range(SIZE)
+    ]
+    assert Similarity()(crossing()).tolist() == pytest.approx(expected, rel=1e-12)
+    assert Similarity()(crossing(moment=7e-9 * MOMENT)).tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_equals_the_first_stays_and_what_is_silent_goes() -> None:
+    moment = torch.zeros(4, 4, dtype=torch.float64)
+    moment[:2, :2] = 3.0
+    moment[0, 1] = moment[1, 0] = -3.0  # the same up to sign
+    moment[3, 3] = 1e-30
+    assert Similarity()(Crossing((), torch.eye(4), moment)).tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert Similarity()(crossing(moment=torch.zeros(SIZE, SIZE))).tolist() == [0.0] * SIZE
+
+
+@pytest.mark.parametrize(("score", "what"), [(Interpolation(), "interpolation"), (Similarity(), "likeness")])
+def test_single_directions_alone_are_compared(score: Score, what: str) -> None:
+    with pytest.raises(ValueError, match=f"{what} takes single directions, and these stay or go together"):
+        score(crossing(together=torch.tensor([[0, 3], [1, 4], [2, 5]])))
+
+
 def test_greedy_units_are_the_best_next_ones() -> None:
     """Every step against trying all units that are left, each with its own least squares."""
     order = Gain()(crossing()).argsort(descending=True).tolist()
@@ -159,7 +233,17 @@ def test_conditions_of_nothing_and_of_what_goes_together() -> None:
 
 # ---- choices ------------------------------------------------------------------------------------------------------------
 
-SCORES: tuple[Score, ...] = (Magnitude(), Activation(), SecondMoment(), RidgeLeverage(), Gain(), Condition())
+SCORES: tuple[Score, ...] = (
+    Magnitude(),
+    Activation(),
+    SecondMoment(),
+    Leverage(),
+    RidgeLeverage(),
+    Interpolation(),
+    Similarity(),
+    Gain(),
+    Condition(),
+)
 CORRECTIONS: dict[str, Correction | None] = {
     "none": None,
     "refit": Refit(),

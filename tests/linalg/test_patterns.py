@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from market import gaussian
-from masks import PATTERNS, every_mask, left_out, parts
+from masks import PATTERNS, count_of, every_mask, left_out
 from torch import Tensor
 
-from eckart.linalg.patterns import OfGroup, Pattern, PerMatrix
+from eckart.linalg.patterns import OfGroup, Pattern, PerMatrix, Tiles
 
 SHAPES = ((1, 1), (1, 5), (2, 3), (2, 4), (3, 3), (4, 1), (2, 5))
 each = pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
@@ -59,7 +59,7 @@ def test_what_is_left_out_at_every_size_is_what_the_masks_leave_out(
         for size in range(1, pattern.sizes(n) + 1):
             mask = pattern.mask(scores, size)
             assert int(mask.sum()) == pattern.kept(m, n, size)
-            assert sum(count for _, count in parts(pattern, m, n, size)) == pattern.kept(m, n, size)
+            assert count_of(pattern, m, n, size) == pattern.kept(m, n, size)
             assert float(tails[size]) == pytest.approx(float(scores[~mask].double().sum()), rel=1e-13, abs=1e-13)
             assert float(tails[size]) == pytest.approx(left_out(scores.double().numpy(), pattern, size), rel=1e-13)
 
@@ -86,8 +86,8 @@ def test_the_largest_size_keeps_everything_and_sizes_rise(pattern: Pattern, n: i
 def test_parts_of_a_matrix_keep_as_many_as_the_whole(
     pattern: Pattern, m: int, groups: int, rest: int, cuts: set[int], seed: int
 ) -> None:
-    """Each part keeps its highest scores, in each row or group or wherever."""
-    step = pattern.group if isinstance(pattern, OfGroup) else 3
+    """Each part keeps its highest scores, in each row, group or band, or wherever."""
+    step = _step(pattern, 3)
     n = groups * step + min(rest, step - 1)
     scores = few(m, n, seed) + torch.arange(n) / 64  # no ties in a row
     edges = [0, *sorted(cut * step for cut in cuts if cut * step < n), n]
@@ -96,6 +96,14 @@ def test_parts_of_a_matrix_keep_as_many_as_the_whole(
         assert sum(int(mask.sum()) for mask in made) == pattern.kept(m, n, size)
         if isinstance(pattern, OfGroup):
             assert torch.equal(torch.cat(made, 1), pattern.mask(scores, size))
+            continue
+        if isinstance(pattern, Tiles):
+            count = n // step  # tiles are shared out as columns are, and what stands behind them stays
+            for mask, (a, b) in zip(made, pairwise(edges), strict=True):
+                share = size * (b // step) // count - size * (a // step) // count if count else 0
+                tail = (b - a) % step
+                assert mask.sum(1).tolist() == [share * step + tail] * m
+                assert bool(mask[:, mask.shape[1] - tail :].all())
             continue
         before = 0
         for mask, (a, b) in zip(made, pairwise(edges), strict=True):
@@ -108,6 +116,23 @@ def test_parts_of_a_matrix_keep_as_many_as_the_whole(
             else:
                 assert mask.sum(1).tolist() == [share] * m
                 assert torch.equal((part * mask).sum(1), part.sort(1, descending=True).values[:, :share].sum(1))
+
+
+def _step(pattern: Pattern, otherwise: int) -> int:
+    """How many columns are chosen together."""
+    if isinstance(pattern, OfGroup):
+        return pattern.group
+    return pattern.columns if isinstance(pattern, Tiles) else otherwise
+
+
+def test_a_part_begins_with_a_tile_and_tiles_have_sides() -> None:
+    with pytest.raises(ValueError, match="column 2 is not the first of a tile of 4"):
+        Tiles(2, 4).mask(torch.ones(2, 4), 1, start=2, columns=8)
+    for sides in ((0, 2), (2, 0), (-1, 1)):
+        with pytest.raises(ValueError, match=f"tiles of {sides[0]} x {sides[1]} must have sides of at least 1"):
+            Tiles(*sides)
+    assert (Tiles(2, 4).chosen_at_once(12), Tiles(2, 5).chosen_at_once(12)) == (12, 5)
+    assert [Tiles(2, 4).sizes(n) for n in (1, 3, 4, 9)] == [1, 1, 1, 2]
 
 
 def test_a_part_begins_with_a_group() -> None:

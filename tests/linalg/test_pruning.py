@@ -17,7 +17,7 @@ from torch import Tensor
 
 from eckart.fit import Fit
 from eckart.linalg import pruning
-from eckart.linalg.patterns import OfGroup, Pattern, PerMatrix, PerRow
+from eckart.linalg.patterns import OfGroup, Pattern, PerMatrix, PerRow, Tiles
 from eckart.linalg.pruning import brain_surgeon, pruned, pruned_tails
 from eckart.metric import Metric
 from eckart.operator import Masked
@@ -216,8 +216,10 @@ def test_pruned_entries_stay_as_they_are_where_weight_times_input_is_largest(pat
     for size in sizes_of(pattern, 13):
         fit = pruned(w, size, pattern, metric=metric)
         mask = np.zeros(w.numel(), dtype=bool)
-        for places, count in parts(pattern, 5, 13, size):
-            mask[np.array(places)[np.argsort(-scores.ravel()[places], kind="stable")[:count]]] = True
+        for groups, count in parts(pattern, 5, 13, size):
+            sums = np.array([scores.ravel()[group].sum() for group in groups])
+            for at in np.argsort(-sums, kind="stable")[:count]:
+                mask[groups[at]] = True
         assert np.array_equal(fit.op.dense().numpy(), np.where(mask.reshape(5, 13), w.numpy(), 0))
         assert float(pruned_tails(w, pattern, metric)[size]) == pytest.approx(
             left_out(scores, pattern, size), abs=1e-12
@@ -264,11 +266,15 @@ def highest(pattern: Pattern, size: int, n: int) -> Callable[[np.ndarray, int], 
 
     def choose(scores: np.ndarray, start: int) -> np.ndarray:
         m, width = scores.shape
-        share = size if isinstance(pattern, OfGroup) else size * (start + width) // n - size * start // n
+        wide = pattern.columns if isinstance(pattern, Tiles) else 1
+        first, last, all_ = start // wide, (start + width) // wide, n // wide
+        share = size if isinstance(pattern, OfGroup) else size * last // all_ - size * first // all_
         mask = np.zeros(m * width, dtype=bool)
-        for places, _ in parts(pattern, m, width, size):
-            count = m * share if isinstance(pattern, PerMatrix) else min(share, len(places))
-            mask[np.array(places)[np.argsort(-scores.ravel()[places], kind="stable")[:count]]] = True
+        for groups, count in parts(pattern, m, width, share):
+            most = m * share if isinstance(pattern, PerMatrix) else count
+            sums = np.array([scores.ravel()[group].sum() for group in groups])
+            for at in np.argsort(-sums, kind="stable")[:most]:
+                mask[groups[at]] = True
         return mask.reshape(m, width)
 
     return choose
@@ -390,7 +396,7 @@ def test_columns_that_no_input_reaches_go_first(pattern: Pattern, held: str) -> 
             op = make(w, size, pattern, metric=metric).op
             assert float(op.dense()[:, dead].abs().max()) == 0 or make is pruned
             kept = op.places.sum(0)
-            if not isinstance(pattern, OfGroup) and size <= n - 3:
+            if not isinstance(pattern, OfGroup | Tiles) and size <= n - 3:
                 assert int(kept[dead].sum()) == 0
     live = ~dead
     if isinstance(pattern, PerRow):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from eckart.bonds.crossing import Crossing
+from eckart.kernels.pivoting import interpolation_points
 from eckart.stats import Need
 
 
@@ -101,6 +102,88 @@ class RidgeLeverage:
 
 
 @dataclass(frozen=True)
+class Leverage:
+    """The squared lengths of a unit's entries in the leading eigenvectors of ``C``, as few as carry the share ``energy`` of its trace.
+
+    Source: Drineas, Mahoney and Muthukrishnan, doi:10.1137/07070471X.
+
+    >>> Leverage(energy=0.8)(Crossing((), torch.eye(3), torch.diag(torch.tensor([3.0, 1.0, 0.5])))).tolist()
+    [1.0, 1.0, 0.0]
+
+    Raises ``ValueError`` for a share that is not above 0 and at most 1.
+    """
+
+    energy: float = 0.99
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.energy <= 1:
+            raise ValueError(f"energy {self.energy:g} must be above 0 and at most 1")
+
+    def __call__(self, crossing: Crossing) -> Tensor:
+        """Leverages between 0 and 1, added up over a unit."""
+        values, vectors = _leading(crossing.seen)
+        total = float(values.sum())
+        if total == 0:
+            return torch.zeros(len(crossing.units), dtype=torch.float64)
+        count = int((values.cumsum(0) < self.energy * total * (1 - 1e-12)).sum()) + 1
+        return _by_unit(vectors[:, :count].square().sum(1), crossing)
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Units in the order of the discrete empirical interpolation method (DEIM): each next one is where the leading eigenvectors of C
+    so far, interpolated at the units taken before, miss the next eigenvector by most.
+
+    Source: Sorensen and Embree, arXiv:1407.5516. Units of several directions are not supported: ``ValueError``.
+
+    >>> moment = torch.tensor([[2.0, 1.9, 0.0], [1.9, 2.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> Interpolation()(Crossing((), torch.eye(3), moment)).argsort(descending=True).tolist()[:2]
+    [0, 2]
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+    def __call__(self, crossing: Crossing) -> Tensor:
+        """The later a unit is taken, the lower its score."""
+        _check_single(crossing, "interpolation")
+        _, vectors = _leading(crossing.seen)
+        order = interpolation_points(vectors.T, len(vectors))
+        scores = torch.empty(len(order), dtype=torch.float64)
+        scores[order] = torch.arange(len(order), 0, -1, dtype=torch.float64)
+        return scores
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How unlike a unit is to all that are stronger: ``1 - max_j |C_ij| / sqrt(C_ii C_jj)`` over units j with ``C_jj`` above ``C_ii``.
+
+    Of two that carry the same, up to a factor, the stronger one scores as if the other were not there, the weaker one 0. What is never
+    active scores 0 as well. Of equals the earlier one counts as the stronger. Units of several directions are not supported:
+    ``ValueError``.
+
+    >>> moment = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> Similarity()(Crossing((), torch.eye(3), moment)).tolist()
+    [0.0, 1.0, 1.0]
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+    def __call__(self, crossing: Crossing) -> Tensor:
+        """Numbers from 0 to 1."""
+        _check_single(crossing, "likeness")
+        strength = crossing.seen.diagonal().clamp(min=0)
+        order = strength.argsort(descending=True, stable=True)
+        lengths = strength[order].sqrt()
+        alive = lengths > 0
+        lengths = torch.where(alive, lengths, torch.ones_like(lengths))
+        like = (crossing.seen[order][:, order] / lengths / lengths[:, None]).abs().tril(-1)  # with what is stronger
+        scores = torch.empty_like(strength)
+        scores[order] = torch.where(alive, 1 - like.amax(1).clamp(max=1), torch.zeros_like(lengths))
+        return scores
+
+
+@dataclass(frozen=True)
 class Gain:
     """Units in the order in which a greedy choice takes them: each next one lowers the mean squared error of what is read most, the readers
     being refitted.
@@ -117,11 +200,7 @@ class Gain:
 
     def __call__(self, crossing: Crossing) -> Tensor:
         """The later a unit is taken, the lower its score."""
-        units = crossing.units
-        if units.shape[1] != 1:
-            raise ValueError(
-                "a greedy choice takes single directions, and these stay or go together: score them by another rule, such as SecondMoment"
-            )
+        _check_single(crossing, "a greedy choice")
         left, read = crossing.seen.clone(), crossing.wide
         tiny = len(left) * torch.finfo(torch.float64).eps * float(left.diagonal().max())
         scores = torch.zeros(len(left), dtype=torch.float64)
@@ -182,6 +261,19 @@ class Condition:
             after = inverse - shares @ (1 / floored.square()) / (shares @ (1 / floored))
         size = (s.square().sum() - scaled.square().sum(0)).clamp(min=0)
         return ((size * after.clamp(min=0)).sqrt() - (s.square().sum() * inverse).sqrt()).abs()
+
+
+def _leading(moment: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, none below 0, and eigenvectors as columns, the largest first."""
+    values, vectors = torch.linalg.eigh(moment)
+    return values.clamp(min=0).flip(0), vectors.flip(1)
+
+
+def _check_single(crossing: Crossing, what: str) -> None:
+    if crossing.units.shape[1] != 1:
+        raise ValueError(
+            f"{what} takes single directions, and these stay or go together: score them by another rule, such as SecondMoment"
+        )
 
 
 def _by_unit(values: Tensor, crossing: Crossing) -> Tensor:

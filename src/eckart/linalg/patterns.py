@@ -139,6 +139,60 @@ class OfGroup:
         return F.pad(scores, (0, -scores.shape[1] % self.group), value=filling).reshape(-1, self.group)
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """Whole tiles of ``rows`` x ``columns`` entries: size k keeps k in every band of ``rows`` rows.
+
+    The columns behind the last whole tile stay; a last band may have fewer rows.
+
+    >>> Tiles(rows=2, columns=2).mask(torch.tensor([[5.0, 0.0, 3.0, 3.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0]]), 1).int().tolist()
+    [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1]]
+
+    Raises ``ValueError`` for sides below 1.
+    """
+
+    rows: int = 16
+    columns: int = 16
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.columns < 1:
+            raise ValueError(f"tiles of {self.rows} x {self.columns} must have sides of at least 1")
+
+    def sizes(self, columns: int) -> int:
+        """One for each tile of a band; one alone where not even one fits."""
+        return max(1, columns // self.columns)
+
+    def kept(self, rows: int, columns: int, size: int) -> int:
+        """``size`` tiles in every band, and what stands behind them."""
+        return rows * (min(size, columns // self.columns) * self.columns + columns % self.columns)
+
+    def mask(self, scores: Tensor, size: int, start: int = 0, columns: int | None = None) -> Tensor:
+        """The tiles of the highest sums in each band; ``ValueError`` for a part that begins inside of a tile."""
+        if start % self.columns:
+            raise ValueError(f"column {start} is not the first of a tile of {self.columns}")
+        sums, whole = self._sums(scores), scores.shape[1] if columns is None else columns
+        count = _share(size, start // self.columns, sums.shape[1], whole // self.columns)
+        found = _largest(sums, count).repeat_interleave(self.rows, 0).repeat_interleave(self.columns, 1)
+        return F.pad(found[: len(scores)], (0, scores.shape[1] - found.shape[1]), value=True)
+
+    def chosen_at_once(self, block: int) -> int:
+        """The block, which must be one of whole tiles; else a tile."""
+        return block if block % self.columns == 0 else self.columns
+
+    def tails(self, scores: Tensor) -> Tensor:
+        """By sorting the tiles of every band; without any tile what stands behind them is left out as well."""
+        found = _tails(self._sums(scores))
+        found = found if len(found) > 1 else found.new_zeros(2)
+        found[0] = scores.sum(dtype=torch.float64)
+        return found
+
+    def _sums(self, scores: Tensor) -> Tensor:
+        """The sum of each whole tile, a row for each band."""
+        count = scores.shape[1] // self.columns
+        filled = F.pad(scores[:, : count * self.columns], (0, 0, 0, -len(scores) % self.rows))
+        return filled.reshape(len(filled) // self.rows, self.rows, count, self.columns).to(torch.float64).sum((1, 3))
+
+
 def _share(size: int, start: int, width: int, columns: int | None) -> int:
     """What a part of a row keeps of ``size``: parts one after another add up to it."""
     whole = width if columns is None else columns

@@ -27,11 +27,21 @@ from eckart.bonds.choosing import EachNorm, Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
 from eckart.bonds.heads import CosineOfKeys
-from eckart.bonds.scores import Activation, Condition, Gain, Magnitude, RidgeLeverage, SecondMoment
+from eckart.bonds.scores import (
+    Activation,
+    Condition,
+    Gain,
+    Interpolation,
+    Leverage,
+    Magnitude,
+    RidgeLeverage,
+    SecondMoment,
+    Similarity,
+)
 from eckart.bonds.words import Used
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
-from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow
+from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow, Tiles
 from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Share, Statistics
 from eckart.model.files import read_small, shown
 from eckart.stats import ActivationScale, FisherColumns, Gram, MetricRule, Need, Plain, RootMeanSquare
@@ -43,7 +53,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
     for role, parts in {
         "metric": (Plain, ActivationScale, RootMeanSquare, FisherColumns, Gram),
         "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows, Unweighted),
-        "pattern": (PerMatrix, PerRow, OfGroup),
+        "pattern": (PerMatrix, PerRow, OfGroup, Tiles),
         "damage": (Prune, BrainSurgeon, RoundToNearest, Unweighted),
         "branch": (LowRank, Unweighted),
         "rule": (DEIM, PivotedQR, StrongRRQR),
@@ -68,7 +78,17 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "values": (Principal, Select),
         "keys": (Select,),
         "depth": (LastBlocks, LeastInfluence, LeastLoss),
-        "score": (Magnitude, Activation, SecondMoment, RidgeLeverage, Gain, Condition),
+        "score": (
+            Magnitude,
+            Activation,
+            SecondMoment,
+            Leverage,
+            RidgeLeverage,
+            Interpolation,
+            Similarity,
+            Gain,
+            Condition,
+        ),
         "correct": (Refit, Tune),
         "vocabulary": (Used,),
         "heads": (CosineOfKeys,),
