@@ -68,7 +68,10 @@ def assembled(declaration: Declaration, config: Mapping[str, Any], shapes: Shape
         bonds |= _channels(norm, [maps[reader][0] for reader in norm.readers])
     ties = {p.name: str(p.entry.tied_to) for p in places if p.tied}
     own_maps = {n: m for n, (m, _) in maps.items()}
-    return BondGraph(declaration.name, bonds, own_maps, own_norms, blocks, ties, declaration.sizes)
+    sizes = dict(declaration.sizes)
+    if "head" in sizes:  # where a head has a size of its own there may be fewer of them
+        sizes |= {"heads": declaration.heads, "groups": declaration.groups or declaration.heads}
+    return BondGraph(declaration.name, bonds, own_maps, own_norms, blocks, ties, sizes)
 
 
 def inner_bonds(architecture: str, shapes: Shapes) -> BondGraph:

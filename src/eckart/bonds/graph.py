@@ -108,7 +108,8 @@ class BondGraph:
     """The bonds of a model, the maps that meet there, and its norms, each by name in the order of the model.
 
     ``ties`` maps each map whose weight is also another one's to that other, ``sizes`` each size that a config can change by itself to
-    its entry there: ``hidden``, ``blocks``, ``vocabulary``, ``residual``, and with it ``head`` and ``eps``.
+    its entry there: ``hidden``, ``blocks``, ``vocabulary``, ``residual``, and with it ``head`` and ``eps``; ``groups`` and
+    ``heads``.
     """
 
     architecture: str

@@ -75,8 +75,9 @@ class Narrow:
 
     Each bond has a ``Choice`` or stays; that of a stream may be made at ``EachNorm``, and the loader then joins the stretches. What a stock
     configuration can say is written as one; values and keys that are narrower within their heads are put back in their places by
-    row-sparse maps. ``depth`` leaves out whole blocks: the share ``share`` of what is to go; the rest goes from the bonds. ``maps`` is how
-    the other maps of the blocks are approximated, which then pay their own share.
+    row-sparse maps. ``groups`` leaves out heads whole, with the keys and values that they share, ``depth`` whole blocks: the share
+    ``share`` of what is to go; the rest goes from the bonds. ``maps`` is how the other maps of the blocks are approximated, which then
+    pay their own share.
     ``vocabulary`` leaves out token ids; how many, the text says, and no budget.
 
     Raises ``ValueError`` where nothing is chosen, a stream together with others, which it changes, or with a refit, for an allocator
@@ -88,6 +89,7 @@ class Narrow:
     hidden: Choice | None = None
     values: Choice | None = None
     keys: Choice | None = None
+    groups: Choice | None = None
     depth: Depth | None = None
     share: float = 1.0
     maps: Compress | None = None
@@ -119,6 +121,10 @@ class Narrow:
             )
         if self.stream is not None and Need.LOSS in self.allocate.needs:
             raise ValueError("a stream is one bond, among which there is nothing to allocate: do it by another rule")
+        if self.groups is not None and (self.values is not None or self.keys is not None):
+            raise ValueError("heads that go whole take their values and keys along: choose groups, or what is in them")
+        if self.groups is not None and Need.LOSS in self.allocate.needs:
+            raise ValueError("the loss without heads is not measured one by one: allocate by another rule")
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
         if self.allocate.needs & {Need.SENSITIVITY, Need.FORWARD_SENSITIVITY}:
@@ -135,7 +141,7 @@ class Narrow:
     @property
     def inside(self) -> Mapping[str, Choice]:
         """What is chosen for the bonds inside of blocks."""
-        kinds = {"hidden": self.hidden, "values": self.values, "keys": self.keys}
+        kinds = {"hidden": self.hidden, "values": self.values, "keys": self.keys, "groups": self.groups}
         return {kind: choice for kind, choice in kinds.items() if choice is not None}
 
     @property

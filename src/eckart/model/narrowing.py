@@ -15,15 +15,17 @@ from torch import Tensor
 from eckart.allocate.slots import Rank
 from eckart.bonds import BondGraph, Projection, narrow, places
 from eckart.bonds.crossing import Crossing
+from eckart.bonds.groups import crossing_of_groups, without_groups
 from eckart.bonds.seen import crossing_of
 from eckart.bound import Bound
+from eckart.errors import EckartError
 from eckart.kernels.symmetric import psd_root
 from eckart.model.certificate import BondRecord
 from eckart.model.entries import entry_of, read_entry
 from eckart.model.linear import stored_name
 from eckart.model.passing import last_loss, pass_through
 from eckart.model.run import Run
-from eckart.model.sites import Site
+from eckart.model.sites import GROUPS, Site
 from eckart.model.survey import embed_original, original
 from eckart.model.tensorfile import write_all
 from eckart.operator import Dense, Operator, RowSparse, Transposed, rebuild
@@ -148,7 +150,7 @@ def projections_of(
     crossings: dict[str, Crossing] = {}
     for site in sites:
         rank = ranks[site.name]
-        for bond in site.bonds if rank is not None else ():
+        for bond in site.bonds if rank is not None and site.kind != GROUPS else ():
             assert rank is not None
             crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
             projections[bond.name] = site.prepare(bond, crossings[bond.name]).projection(rank)
@@ -176,10 +178,16 @@ def _fit(
         )
         for name, projection in projections.items()
     ]
+    whole = [site for site in sites if site.kind == GROUPS and ranks[site.name] is not None]
+    for site in whole:
+        record, fewer = _without_heads(graph, site, ranks[site.name] or 0, tensors, moments)
+        records.append(record)
+        changed |= fewer
     scattered = {name: p for name, p in projections.items() if not _site_of(sites, name).stock}
     other = {
         end.tensor for name in projections if _site_of(sites, name).kind in resized for end in graph.bond(name).ends
     }
+    other |= {tensor for site in whole if GROUPS in resized for tensor in site.maps}
     table: dict[str, Tensor] = {}
     modules: dict[str, object] = {}
     names: dict[str, list[str]] = {}
@@ -210,6 +218,26 @@ def _fit(
         write_all(run.file(narrowed_file(block)), table)
     value = {"bonds": [record.to_json() for record in records], "modules": modules, "tensors": names}
     return value, [narrowed_file(block)] if sites else []
+
+
+def _without_heads(
+    graph: BondGraph, site: Site, rank: int, tensors: Mapping[str, Tensor], moments: Mapping[str, Moments]
+) -> tuple[BondRecord, dict[str, Tensor]]:
+    """A block's tensors with so many groups of heads, and what the map behind attention lost."""
+    crossing = crossing_of_groups(graph, site.heads, tensors, moments if site.choice.needs else {})
+    try:
+        projection = site.choice.prepare(crossing).projection(rank)
+    except ValueError as error:
+        raise EckartError(f"{site.name} cannot be left out so: {error}") from error
+    assert projection.kept is not None
+    changed = without_groups(graph, site.heads, projection, tensors)
+    bound = None
+    if crossing.moment is not None:
+        (reader,) = {end.tensor for head in site.heads for end in head.values if end.reads}
+        stored = changed[reader].T if _outputs(graph, reader) else changed[reader]
+        bound = enclosed(crossing.wide - stored.to(torch.float64) @ projection.down, crossing, projection.rank)
+    kept = tuple(projection.kept.tolist())
+    return BondRecord(site.name, crossing.size, projection.rank, kept, bound), changed
 
 
 def _site_of(sites: list[Site], bond: str) -> Site:

@@ -10,7 +10,7 @@ from eckart.errors import EckartError
 from eckart.model.layout import Piece
 from eckart.model.narrowing import Narrowed
 from eckart.model.run import Run
-from eckart.model.sites import STREAM, Site
+from eckart.model.sites import GROUPS, STREAM, Site
 from eckart.model.tensorfile import TensorFile, TensorSpec
 
 PER_BLOCK = ("layer_types",)  # entries of a config that list something for every block
@@ -92,8 +92,11 @@ def config_of(
         if rank is None or not site.stock or any(bond.name in found.resized for bond in site.bonds):
             continue
         config[graph.sizes[site.kind]] = rank
+        model = run.skeleton.model.config
+        if site.kind == GROUPS:
+            config[graph.sizes["head"]] = sum(end.size for end in site.heads[0].values if not end.reads)
+            config[graph.sizes["heads"]] = model.num_attention_heads // site.units * rank
         if site.kind == STREAM:
-            model = run.skeleton.model.config
             config[graph.sizes["head"]] = (
                 getattr(model, graph.sizes["head"], None) or model.hidden_size // model.num_attention_heads
             )

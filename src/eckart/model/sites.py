@@ -12,7 +12,8 @@ from eckart.allocate.slots import AnySlot
 from eckart.bonds import BondGraph, Fixed, Pairs
 from eckart.bonds.choosing import Choice, Chosen, EachNorm
 from eckart.bonds.crossing import Crossing
-from eckart.bonds.graph import Bond
+from eckart.bonds.graph import Bond, End
+from eckart.bonds.heads import Head, heads_of
 from eckart.bonds.stages import stages
 from eckart.errors import EckartError
 from eckart.model.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from eckart.model.compression import Narrow
 from eckart.operator.sparse import index_dtype
 
 STREAM = "residual"
+GROUPS = "groups"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Site:
 
     ``units`` is how many each of the bonds has, ``width`` the directions of one, and ``unit_bytes`` what one of each bond weighs in the
     weights of all maps that meet there, ``dense_bytes`` what all weigh now. ``stock`` says whether a configuration can tell of the
-    narrower bond. ``links`` of a stream are the changes of directions on its way, which take ``link_bytes`` a number.
+    narrower bond. ``links`` of a stream are the changes of directions on its way, which take ``link_bytes`` a number; ``heads``
+    are the groups that stay or go whole.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Site:
     stock: bool
     links: int = 0
     link_bytes: int = 0
+    heads: tuple[Head, ...] = ()
 
     def slot(self, losses: Tensor | None = None, importance: float | None = None) -> AnySlot:
         """How an allocator sees it."""
@@ -112,6 +116,9 @@ def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: fr
         if block in dropped:
             continue
         for kind, choice in recipe.inside.items():
+            if kind == GROUPS:
+                yield _groups(checkpoint, graph, block, choice)
+                continue
             bonds = tuple(
                 bond
                 for key, bond in graph.bonds.items()
@@ -120,6 +127,35 @@ def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: fr
             if not bonds:
                 raise EckartError(f"{checkpoint.folder}: {graph.architecture} has no {kind} in {name}")
             yield _site(checkpoint, graph, f"{name}.{kind}", kind, block, bonds, choice)
+
+
+def _groups(checkpoint: Checkpoint, graph: BondGraph, block: int, choice: Choice) -> Site:
+    """All groups of heads of a block, each of which is a unit."""
+    if GROUPS not in graph.sizes:
+        raise EckartError(f"{checkpoint.folder}: no stock config of {graph.architecture} tells of fewer heads")
+    heads = tuple(head for head in heads_of(graph) if head.block == block)
+    name = graph.blocks[block]
+    bonds = tuple(graph.bonds[f"{name}.{kind}.{g}"] for kind in ("values", "keys") for g in range(len(heads)))
+    unit = sum(_end_bytes(checkpoint, end) * end.size for end in heads[0].weights)
+    return Site(
+        name=f"{name}.{GROUPS}",
+        kind=GROUPS,
+        block=block,
+        bonds=bonds,
+        units=len(heads),
+        width=sum(end.size for end in heads[0].values if end.reads),
+        unit_bytes=unit,
+        dense_bytes=unit * len(heads),
+        choice=choice,
+        stock=True,
+        heads=heads,
+    )
+
+
+def _end_bytes(checkpoint: Checkpoint, end: End) -> int:
+    """What one entry of an axis weighs."""
+    _, spec = checkpoint.tensors[end.tensor]
+    return spec.nbytes // spec.shape[end.axis]
 
 
 def _is_group(key: str, prefix: str) -> bool:

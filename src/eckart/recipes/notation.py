@@ -77,6 +77,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "hidden": (Select,),
         "values": (Principal, Select),
         "keys": (Select,),
+        "groups": (Select,),
         "depth": (LastBlocks, LeastInfluence, LeastLoss),
         "score": (
             Magnitude,
@@ -96,7 +97,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
 }
 OF_GRADIENTS = [name for name, part in PARTS["metric"].items() if Need.GRADIENTS in getattr(part, "needs", ())]
 MATRICES = ("metric", "approx", "allocate")  # what a recipe of matrices has, all of them
-BONDS = ("stream", "hidden", "values", "keys", "depth", "vocabulary")  # what one of bonds has, at least one
+BONDS = ("stream", "hidden", "values", "keys", "groups", "depth", "vocabulary")  # what one of bonds has, at least one
 HEADS = "heads"  # what one that shares heads has, and nothing else
 
 
