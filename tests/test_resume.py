@@ -47,6 +47,7 @@ BONDS: dict[str, tuple[str, ...]] = {
     key: ("--recipe", key)
     for key in ("modegpt", "slicegpt", "slicegpt-per-norm", "greedy-output", "comp", "shortgpt", "shrink-width")
 }
+BONDS["modegpt allocated"] = ("--recipe", "modegpt", "--ranks", "allocated")
 BONDS["by loss"] = ("--recipe", "by loss.toml")
 BY_LOSS = """
 [depth]
@@ -209,6 +210,7 @@ def test_killed_among_the_matrices_of_a_block(ground: Ground, killer: Killer, ou
         ("svd-llm", 28),
         ("sequential uniform", 8),
         ("modegpt", 15),
+        ("modegpt allocated", 15),
         ("slicegpt", 12),
         ("slicegpt-per-norm", 12),
         ("greedy-output", 8),

@@ -15,6 +15,7 @@ from eckart.model.approximation import Approximated, approximate
 from eckart.model.certificate import Removal
 from eckart.model.compression import Compress, Narrow
 from eckart.model.entries import entry_of
+from eckart.model.expected import site_losses
 from eckart.model.graph import graph_of
 from eckart.model.influence import block_influence
 from eckart.model.layout import Piece, factors_file, names_held
@@ -50,7 +51,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
     for site in fixed(sites):
         run.untouched.append(Untouched(site.name, (site.bonds[0].size,), str(site.bonds[0].symmetry)))
         sites.remove(site)
-    ranks = _ranks(run, graph, recipe, sites, influence, dropped, removals)
+    ranks, gap = _ranks(run, graph, recipe, sites, influence, dropped, removals)
     run.check_tokens(_fitted(sites, ranks))
     stream = next((site for site in sites if site.block is None), None)
     if stream is None:
@@ -74,7 +75,7 @@ def narrowed(run: Run, recipe: Narrow) -> Outcome:
         target_bytes=(sum(target.bytes for target in run.targets), _stored_bytes(run, found, dropped, pieces)),
         losses=found.losses if rest is None else {**rest.losses, **found.losses},
         kept=type(recipe.allocate).__name__.lower(),
-        gap=None if rest is None else rest.gap,
+        gap=gap if rest is None else rest.gap,
     )
 
 
@@ -147,10 +148,14 @@ def _ranks(
     influence: list[float],
     dropped: frozenset[int],
     removals: list[Removal],
-) -> Mapping[str, Rank]:
-    """How many units every site keeps, within the budget; what losses decided is added to ``removals``."""
+) -> tuple[Mapping[str, Rank], float | None]:
+    """How many units every site keeps, within the budget, and the gap of that; what losses decided is added to ``removals``."""
     assert run.request.keep is not None
-    slots = {site.name: site.slot(importance=None if site.block is None else influence[site.block]) for site in sites}
+    losses = site_losses(run, graph, sites) if Need.SENSITIVITY in recipe.allocate.needs else {}
+    slots = {
+        site.name: site.slot(losses.get(site.name), None if site.block is None else influence[site.block])
+        for site in sites
+    }
     total = sum(target.bytes for target in run.targets)
     here = sum(target.bytes for target in run.targets if target.block not in dropped)
     own = sum(site.dense_bytes for site in sites)
@@ -158,15 +163,16 @@ def _ranks(
     fixed = here - own if recipe.maps is None else math.ceil(_share(run, dropped) * (here - own))
     budget = math.floor(run.request.keep * total) - fixed
     if budget >= own:  # slots count the places of what is left, which are not stored where everything is
-        return dict.fromkeys(slots)
+        return dict.fromkeys(slots), None
     try:
         if not isinstance(recipe.allocate, GreedyByLoss):
-            return recipe.allocate(slots, budget).ranks
+            chosen = recipe.allocate(slots, budget)
+            return chosen.ranks, chosen.gap
         trials = SiteTrials(run, graph, sites, dropped, total_cost(slots, dict.fromkeys(slots)) - budget)
         ranks = recipe.allocate.search(slots, budget, trials.start, trials).ranks
         trials.close()
         removals += trials.removals
-        return ranks
+        return ranks, None
     except BudgetError as error:
         share = math.ceil(1e4 * (fixed + error.smallest) / total) / 1e4
         raise EckartError(

@@ -127,8 +127,10 @@ class Narrow:
             raise ValueError("the loss without heads is not measured one by one: allocate by another rule")
         if not 0 < self.share <= 1:
             raise ValueError(f"share {self.share:g} must be above 0 and at most 1")
-        if self.allocate.needs & {Need.SENSITIVITY, Need.FORWARD_SENSITIVITY}:
-            raise ValueError("how the loss answers to narrower bonds is not measured: allocate by another rule")
+        if Need.FORWARD_SENSITIVITY in self.allocate.needs:
+            raise ValueError("how the loss answers to noise is not measured for bonds: allocate by another rule")
+        if Need.SENSITIVITY in self.allocate.needs and self.stream is not None:
+            raise ValueError("a stream is one bond, among which there is nothing to allocate: do it by another rule")
         if Need.SPECTRA in self.allocate.needs:
             raise ValueError(
                 f"{type(self.allocate).__name__} goes by singular values, which are not measured for bonds: allocate by another rule"

@@ -43,7 +43,7 @@ def survey(run: Run) -> tuple[dict[str, AnySlot], float]:
     by the energy of the inputs.
     """
     scales = measure_curves(run)
-    loss, gradients = _backward(run)
+    loss, gradients = backward(run)
     slots: dict[str, AnySlot] = {}
     for block in [*range(run.blocks), None]:
         curves = load_file(run.file(_curves(block))) if run.in_block(block) else {}
@@ -142,11 +142,11 @@ def measure_columns(run: Run) -> None:
 
         run.journal.once(f"columns/forward-{block}", make)
         run.progress("forward", block + 1, run.blocks, run.skeleton.blocks[block])
-    _backward(run)
+    backward(run)
 
 
-def _backward(run: Run) -> tuple[float, dict[str, float]]:
-    """The loss, and for every target the mean squared gradient at its outputs; writes those of columns where they are needed."""
+def backward(run: Run) -> tuple[float, dict[str, float]]:
+    """The loss, and by name for every target the mean squared gradient at its outputs; writes those of columns where they are needed."""
     walk, journal, last = run.walking(), run.journal, run.blocks
     columns = Need.GRADIENTS in run.recipe.needs
 
