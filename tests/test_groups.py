@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM
 
 import eckart
 from eckart.allocate import GreedyByLoss, Level, Uniform
-from eckart.bonds import Projection
+from eckart.bonds import BondGraph, End, Map, Projection
 from eckart.bonds.choosing import Select
 from eckart.bonds.correction import Refit
 from eckart.bonds.groups import crossing_of_groups, without_groups
-from eckart.bonds.heads import heads_of
+from eckart.bonds.heads import Head, heads_of
 from eckart.bonds.scores import Activation, Magnitude, SecondMoment
 from eckart.errors import EckartError
 from eckart.model.compression import Narrow, Paper, Statistics
@@ -214,6 +214,24 @@ def test_groups_stand_for_what_is_in_them(tmp_path: Path, many: Path) -> None:
     recipe.write_text('[groups]\npart = "Select"\n[groups.score]\npart = "Gain"\n[allocate]\npart = "Level"\n')
     told = refused("compress", many, "-o", tmp_path / "out", "--recipe", recipe, "--keep", "0.9", "--tokens", "512")
     assert "groups cannot be left out so: a greedy choice takes single directions" in told
+
+
+def test_a_reader_that_is_stored_transposed_is_narrowed_along_its_inputs() -> None:
+    """No architecture has both, a size of heads in its config and such maps; the graph may."""
+    value = [End("v", 1, 2 * g, 2 * g + 2, reads=False) for g in range(3)]
+    read = [End("o", 0, 2 * g, 2 * g + 2, reads=True) for g in range(3)]
+    heads = [Head(f"h.0.heads.{g}", 0, (), (value[g], read[g]), ()) for g in range(3)]
+    maps = {"v": Map("v", "v", None, (6, 4), 1), "o": Map("o", "o", None, (5, 6), 1)}
+    rng = torch.Generator().manual_seed(1)
+    tensors = {"v": torch.randn(4, 6, generator=rng), "o": torch.randn(6, 5, generator=rng)}
+    graph = BondGraph("example", {}, maps, {}, blocks=("h.0",))
+    assert torch.equal(crossing_of_groups(graph, heads, tensors, {}).read, tensors["o"].T)
+    moment = torch.eye(6, dtype=torch.float64) + torch.ones(6, 6, dtype=torch.float64)
+    kept = torch.tensor([0, 1, 4, 5])
+    found = without_groups(graph, heads, Projection.refitted(moment, kept), tensors)
+    assert torch.equal(found["v"], tensors["v"][:, kept])
+    solved = torch.linalg.solve(moment[kept][:, kept], moment[kept] @ tensors["o"].double())
+    assert torch.allclose(found["o"].double(), solved, atol=1e-6)
 
 
 def test_half_a_group_is_no_group(many: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,19 @@ def test_a_stream_is_cut_without_losing_an_end(model: Path) -> None:
 def test_a_stream_whose_sublayers_stand_side_by_side_is_not_cut(model: Path) -> None:
     with pytest.raises(EckartError, match=r"can't be cut at its norms: one norm and one map .* have to take turns"):
         stages(eckart.bond_graph(model), "residual")
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_every_stretch_has_one_writer(model: Path, block: int) -> None:
+    """Both sublayers of any block behind one norm are enough for a refusal."""
+    graph = eckart.bond_graph(model)
+    at = f"model.layers.{block}"
+    maps = dict(graph.maps)
+    for leaf in ("gate_proj", "up_proj"):
+        maps[f"{at}.mlp.{leaf}"] = replace(maps[f"{at}.mlp.{leaf}"], after=f"{at}.input_layernorm")
+    with pytest.raises(EckartError, match="can't be cut at its norms"):
+        stages(replace(graph, maps=maps), "residual")
 
 
 # ---- where it goes ----------------------------------------------------------------------------------------------------
