@@ -28,7 +28,7 @@ from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.bonds.stages import linked, staged, stages
 from eckart.errors import EckartError
 from eckart.model.compression import Narrow, Paper, Statistics
-from eckart.model.linked import put_link
+from eckart.model.linked import put_link, without
 
 OWN = Paper("own", "")
 OPTIONS: dict[str, Any] = {"tokens": 512, "window": 32}
@@ -270,6 +270,26 @@ def test_every_stretch_has_one_writer(model: Path, block: int) -> None:
         maps[f"{at}.mlp.{leaf}"] = replace(maps[f"{at}.mlp.{leaf}"], after=f"{at}.input_layernorm")
     with pytest.raises(EckartError, match="can't be cut at its norms"):
         stages(replace(graph, maps=maps), "residual")
+
+
+def test_cuts_leave_nothing_behind(ground: Path) -> None:
+    """Also where something goes wrong in between: the model is as it was, its hooks and attributes gone."""
+    model = loaded(ground)
+    before = logits(model)
+    rest = torch.linalg.qr(torch.randn(48, 8, generator=torch.Generator().manual_seed(1))).Q
+    cut = ("model.layers.0.input_layernorm", "model.layers.0.self_attn.o_proj", rest)
+    with pytest.raises(RuntimeError, match="in between"), without(model, [cut]):
+        assert far(logits(model), before) > 1e-3
+        raise RuntimeError("in between")
+    assert torch.equal(logits(model), before)
+    assert not hasattr(model.model.layers[0].self_attn.o_proj, "link")
+
+
+def test_a_link_may_have_one_column(ground: Path) -> None:
+    model = loaded(ground)
+    put_link(model, "model.layers.0.mlp.down_proj", {"norm": "model.layers.0.input_layernorm", "shape": [48, 1]})
+    assert model.model.layers[0].mlp.down_proj.link.shape == (48, 1)
+    assert model.model.layers[0].input_layernorm.weight.shape == (1,)
 
 
 # ---- where it goes ----------------------------------------------------------------------------------------------------
