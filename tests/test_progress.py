@@ -29,6 +29,30 @@ def counted(told: Told) -> dict[str, int]:
     return {stage: len(counts) for stage, counts in stages.items()}
 
 
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [
+        ("slicegpt", {"measure": 2, "narrow": 3}),
+        ("slicegpt-per-norm", {"narrow": 2, "store": 3}),
+        ("modegpt", {"influence": 2, "narrow": 2, "loss": 2}),
+    ],
+)
+def test_bonds_are_narrowed_in_stages(recipe: str, stages: dict[str, int], places: Path, tmp_path: Path) -> None:
+    told: Told = []
+    model, text = places / "model", places / "text.txt"
+    eckart.compress(
+        model,
+        tmp_path / "out",
+        recipe=recipe,
+        keep=0.8,
+        calibration=text,
+        tokens=512,
+        window=64,
+        progress=lambda *said: told.append(said),
+    )
+    assert counted(told) == stages | {"write": len(list(model.glob("*.safetensors")))}
+
+
 def test_every_stage_counts_to_its_end(places: Path, tmp_path: Path) -> None:
     model, text, told = places / "model", places / "text.txt", []
 
