@@ -85,3 +85,17 @@ def test_what_is_recorded_of_the_loss_is_what_evaluation_measures(
     for folder, label in ((source, "original"), (out, done.kept)):
         score = score_ids(eckart.load(folder, dtype=torch.float32), whole, 256)
         assert score.mean == pytest.approx(done.losses[label], abs=2e-5)
+
+
+@pytest.mark.parametrize("recipe", ["slicegpt-per-norm", "modegpt"])
+def test_a_narrower_trained_model_has_the_recorded_loss_and_verifies(
+    stories260k: Path, texts: dict[str, Path], tmp_path: Path, recipe: str
+) -> None:
+    """The walk with the original's blocks, projected or with zeros, against the loaded checkpoint run as a whole."""
+    short = tmp_path / "short.txt"
+    short.write_text(texts["stories"].read_text(encoding="utf-8")[:16_000], encoding="utf-8")
+    done = eckart.compress(stories260k, tmp_path / "out", keep=0.8, recipe=recipe, calibration=short, window=256)
+    ids = ids_for(stories260k, short.read_text(encoding="utf-8"))
+    score = score_ids(eckart.load(done.folder, dtype=torch.float32), ids[: len(ids) // 256 * 256], 256)
+    assert score.mean == pytest.approx(done.losses["narrowed"], abs=1e-4)
+    assert eckart.verify(done.folder, stories260k, calibration=short).failures == ()
