@@ -162,6 +162,7 @@ def perform(run: Run, subject: Subject, scratch: Path) -> dict[str, Any]:
             "losses": dict(done.losses),
             "seconds": seconds,
             "memory": memory,
+            "commit": facts()["commit"],
         }
 
 
@@ -174,7 +175,8 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
         f"Nats per token, lower is better; mean over the draws of {TOKENS} calibration tokens, and the spread (largest less",
         "smallest). *inside*: a text of the calibration's domain, not the calibration text itself; *outside*: another corpus.",
         "*share*: bytes of the linear maps inside blocks, indices counted. Time on the clock on one thread, with other work beside it;",
-        "memory is the largest of a process of its own. Rows without a time: a751230, on an AMD EPYC; others: 6b39af8, b20d5c8.",
+        "memory is the largest of a process of its own. Rows without a time: a751230, on an AMD EPYC; others: 6b39af8, b20d5c8, 6c2f080,",
+        "or as `quality.jsonl` says.",
         "Runs that were refused are not shown. Written by `benchmarks/quality.py`.",
     ]
     for model in dict.fromkeys(run.model for run in found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import ARCHITECTURES
-from runs import calibration_text
+from runs import calibration_text, edit_tensor
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -113,6 +114,24 @@ def test_expected_losses_are_the_formula(ground: Path, text: Path, tmp_path: Pat
         values = found[f"{at}.values"]
         assert bool((values[1:] <= values[:-1]).all())
         assert float(values[0]) > 0
+
+
+def test_keys_count_whatever_their_size_and_silent_ones_cost_nothing(ground: Path, text: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(ground, model)
+    edit_tensor(model, "model.layers.0.self_attn.k_proj.weight", lambda w: 1e-4 * w)
+    edit_tensor(model, "model.layers.1.self_attn.k_proj.weight", torch.zeros_like)
+    recipe = Narrow(paper=OWN, keys=Select(SecondMoment()), allocate=EqualMarginalLoss())
+    run = opened(model, tmp_path / "out", recipe, text)
+    graph = graph_of(run.checkpoint)
+    found = site_losses(run, graph, find_sites(run.checkpoint, graph, recipe, frozenset()))
+    inputs, gradients, whole = noted(model, run, ("k_proj",))
+    name = "model.layers.0.self_attn.k_proj"
+    given = inputs[name] @ whole.get_submodule(name).weight.detach().double().T
+    expected = per_square(gradients[name]) * float(given.square().sum(1).mean())
+    assert float(found["model.layers.0.keys"][0]) == pytest.approx(expected, rel=1e-3)
+    assert expected > 0
+    assert found["model.layers.1.keys"].tolist() == [0.0] * len(found["model.layers.1.keys"])
 
 
 def test_heads_are_expected_to_cost_what_the_map_behind_them_loses(ground: Path, text: Path, tmp_path: Path) -> None:

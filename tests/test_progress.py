@@ -6,6 +6,9 @@ import pytest
 from runs import calibration_text, tiny
 
 import eckart
+from eckart.allocate import EqualMarginalLoss
+from eckart.model.compression import Narrow
+from eckart.recipes import modegpt
 
 Told = list[tuple[str, int, int, str]]
 
@@ -35,9 +38,12 @@ def counted(told: Told) -> dict[str, int]:
         ("slicegpt", {"measure": 2, "narrow": 3}),
         ("slicegpt-per-norm", {"narrow": 2, "store": 3}),
         ("modegpt", {"influence": 2, "narrow": 2, "loss": 2}),
+        (modegpt(EqualMarginalLoss()), {"measure": 2, "sensitivity": 2, "narrow": 2, "loss": 2}),
     ],
 )
-def test_bonds_are_narrowed_in_stages(recipe: str, stages: dict[str, int], places: Path, tmp_path: Path) -> None:
+def test_bonds_are_narrowed_in_stages(
+    recipe: str | Narrow, stages: dict[str, int], places: Path, tmp_path: Path
+) -> None:
     told: Told = []
     model, text = places / "model", places / "text.txt"
     eckart.compress(
