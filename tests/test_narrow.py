@@ -248,6 +248,19 @@ def test_keys_keep_whole_rotary_pairs(model: Path, text: Path, tmp_path: Path) -
         assert len(kept) == record.rank < record.size
 
 
+@pytest.mark.parametrize("model", ["gpt2", "gpt_neox", "phi", "llama"], indirect=True)
+@pytest.mark.parametrize("kind", ["values", "keys"])
+@pytest.mark.parametrize("keep", [0.99, 0.95, 0.9])
+def test_places_beside_what_is_narrowed_are_paid_for(
+    model: Path, kind: str, keep: float, text: Path, tmp_path: Path
+) -> None:
+    """Where queries, keys and values are one tensor, whoever is narrowed has the others' places stored as well."""
+    recipe = Narrow(paper=OWN, **{kind: Select(SecondMoment())}, allocate=Uniform())
+    done = narrow(model, tmp_path / "out", recipe, text, keep=keep)
+    assert done.bonds
+    assert done.target_bytes[1] <= keep * done.target_bytes[0]
+
+
 # ---- the stream -------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from eckart.model.narrowing import Narrowed, fit_sites, module_of
 from eckart.model.output import Outcome, with_modules
 from eckart.model.restock import Names, config_of, pieces_of
 from eckart.model.run import Run
-from eckart.model.sites import Site, find_sites, fixed
+from eckart.model.sites import Site, find_sites, fixed, other_places
 from eckart.model.stream import narrow_stream
 from eckart.model.targets import Untouched
 from eckart.model.trials import SiteTrials, loss_without
@@ -164,6 +164,7 @@ def _ranks(
     budget = math.floor(run.request.keep * total) - fixed
     if budget >= own:  # slots count the places of what is left, which are not stored where everything is
         return dict.fromkeys(slots), None
+    fixed, budget = fixed + other_places(run.checkpoint, sites), budget - other_places(run.checkpoint, sites)
     try:
         if not isinstance(recipe.allocate, GreedyByLoss):
             chosen = recipe.allocate(slots, budget)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -156,6 +156,24 @@ def _end_bytes(checkpoint: Checkpoint, end: End) -> int:
     """What one entry of an axis weighs."""
     _, spec = checkpoint.tensors[end.tensor]
     return spec.nbytes // spec.shape[end.axis]
+
+
+def other_places(checkpoint: Checkpoint, sites: Iterable[Site]) -> int:
+    """Bytes of the places of entries that no site narrows, on axes of which some are.
+
+    Beside narrower values these are the places of queries and keys in one tensor with them.
+    """
+    narrowed: dict[tuple[str, int], int] = {}
+    for site in sites:
+        for bond in () if site.stock else site.bonds:
+            for end in bond.ends:
+                narrowed[end.tensor, end.axis] = narrowed.get((end.tensor, end.axis), 0) + end.size
+    found = 0
+    for (tensor, axis), count in narrowed.items():
+        _, spec = checkpoint.tensors[tensor]
+        if len(spec.shape) == 2:
+            found += (spec.shape[axis] - count) * index_dtype(spec.shape[axis] - 1).itemsize
+    return found
 
 
 def _is_group(key: str, prefix: str) -> bool:
