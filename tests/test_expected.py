@@ -19,7 +19,7 @@ import eckart
 from eckart.allocate import EqualMarginalLoss, Exact, Level
 from eckart.bonds.choosing import EachNorm, Principal, Select
 from eckart.bonds.correction import Refit
-from eckart.bonds.scores import SecondMoment
+from eckart.bonds.scores import Magnitude, SecondMoment
 from eckart.model import engine
 from eckart.model.compression import Narrow, Paper
 from eckart.model.expected import site_losses
@@ -114,6 +114,22 @@ def test_expected_losses_are_the_formula(ground: Path, text: Path, tmp_path: Pat
         values = found[f"{at}.values"]
         assert bool((values[1:] <= values[:-1]).all())
         assert float(values[0]) > 0
+
+
+def test_what_weights_alone_decide_costs_what_inputs_make_of_it(ground: Path, text: Path, tmp_path: Path) -> None:
+    recipe = Narrow(paper=OWN, hidden=Select(Magnitude()), allocate=EqualMarginalLoss())
+    run = opened(ground, tmp_path / "out", recipe, text)
+    graph = graph_of(run.checkpoint)
+    found = site_losses(run, graph, find_sites(run.checkpoint, graph, recipe, frozenset()))
+    inputs, gradients, whole = noted(ground, run, ("down_proj",))
+    for block in range(run.blocks):
+        down, mlp = f"model.layers.{block}.mlp.down_proj", whole.model.layers[block].mlp
+        weight, x = mlp.down_proj.weight.detach().double(), inputs[down]
+        sizes = sum(w.detach().double().norm(dim=1) for w in (mlp.gate_proj.weight, mlp.up_proj.weight))
+        gone = (sizes + weight.norm(dim=0)).argsort(descending=True)[30:]
+        error = float((x[:, gone] @ weight[:, gone].T).square().sum(1).mean())
+        loss = float(found[f"model.layers.{block}.hidden"][30])
+        assert loss == pytest.approx(per_square(gradients[down]) * error, rel=1e-3)
 
 
 def test_keys_count_whatever_their_size_and_silent_ones_cost_nothing(ground: Path, text: Path, tmp_path: Path) -> None:

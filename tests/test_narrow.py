@@ -681,7 +681,6 @@ def test_another_text_is_refused(ground: Path, text: Path, tmp_path: Path) -> No
         (("--keep", "0.8", "--only", "q_proj"), "--only and --exclude name matrices"),
         (("--keep", "0.3"), "on its bonds 0.3889 of the bytes remain"),
         (("--keep", "0.8", "--dry-run"), "leave --dry-run out"),
-        (("--keep", "0.8", "--ranks", "allocated"), "allocate by another rule"),
     ],
 )
 def test_what_a_recipe_of_bonds_cannot_do(

@@ -131,6 +131,8 @@ class Narrow:
             raise ValueError("how the loss answers to noise is not measured for bonds: allocate by another rule")
         if Need.SENSITIVITY in self.allocate.needs and self.stream is not None:
             raise ValueError("a stream is one bond, among which there is nothing to allocate: do it by another rule")
+        if Need.SENSITIVITY in self.allocate.needs and not self.inside:
+            raise ValueError("whole blocks leave no bonds among which to allocate by losses: allocate by another rule")
         if Need.SPECTRA in self.allocate.needs:
             raise ValueError(
                 f"{type(self.allocate).__name__} goes by singular values, which are not measured for bonds: allocate by another rule"

@@ -10,7 +10,7 @@ from eckart.bonds import BondGraph
 from eckart.bonds.graph import Map
 from eckart.bonds.groups import crossing_of_groups
 from eckart.bonds.seen import crossing_of
-from eckart.model.narrowing import observed_maps
+from eckart.model.narrowing import module_of
 from eckart.model.run import Run
 from eckart.model.sites import Site
 from eckart.model.survey import backward, embed_original, original
@@ -32,7 +32,7 @@ def site_losses(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, Tens
         here = [site for site in sites if site.block == block]
 
         def make(block: int = block, here: list[Site] = here) -> tuple[object, list[str]]:
-            names = observed_maps(run, graph, here)
+            names = _observed(run, graph, here)
             source, there = run.file(original(block)), run.file(original(block + 1))
             seen = run.walking().run_block(block, source, there, observe=list(names.values()), gram=True)
             moments = {name: seen[module] for name, module in names.items() if module in seen}
@@ -55,6 +55,12 @@ def site_losses(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, Tens
 
 def _file(block: int) -> str:
     return f"site-curves-{block:04d}.safetensors"
+
+
+def _observed(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
+    """The maps that meet at the sites, each with its module: also where a choice goes by weights alone, what it costs is measured."""
+    tensors = {tensor for site in sites for tensor in site.maps}
+    return {name: module_of(run, entry.weight) for name, entry in graph.maps.items() if entry.weight in tensors}
 
 
 def _judged(graph: BondGraph, site: Site) -> Map:
