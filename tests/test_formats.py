@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import ARCHITECTURES, CONTEXT, VOCABULARY, shard
+from models import ARCHITECTURES, shard
+from outputs import loaded, logits
 from runs import calibration_text, edit_json, edit_tensor, tiny
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import eckart
@@ -79,21 +79,6 @@ class Shelf:
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("shelf"))
-
-
-def loaded(folder: Path) -> Any:
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(report.values()), report
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    ids = torch.randint(3, VOCABULARY, (2, CONTEXT // 2), generator=torch.Generator().manual_seed(5))
-    found: Tensor = model(input_ids=ids, use_cache=False).logits
-    return found
 
 
 def modules(folder: Path) -> dict[str, Any]:

@@ -157,9 +157,8 @@ def test_killed_at_every_line_of_the_journal(model: Path, text: Path, tmp_path: 
     assert cli(*command[:3], tmp_path / "undisturbed", *options).code == 0
     killer, kills = Killer(), 0
     try:
-        while killer(*command, function="eckart.model.journal:Journal._append", call=2, when="torn").code != 0:
+        for _ in killer.until_done(*command):
             kills += 1
-            assert kills < 100
             if b"fit/original-0" in (work_folder(out) / "journal.jsonl").read_bytes():
                 assert cli(*command, "--dry-run").code == 0
     finally:

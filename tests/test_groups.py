@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from models import ARCHITECTURES, CONTEXT, VOCABULARY
+from models import ARCHITECTURES
+from outputs import far, loaded, logits
 from runs import calibration_text, refused
 from safetensors.torch import load_file
 from torch import Tensor
@@ -60,21 +61,6 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def narrow(model: Path, out: Path, recipe: Narrow, text: Path, keep: float) -> eckart.Compressed:
     return eckart.compress(model, out, recipe=recipe, keep=keep, calibration=text, **OPTIONS)
-
-
-def loaded(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    ids = torch.randint(3, VOCABULARY, (3, CONTEXT // 2), generator=torch.Generator().manual_seed(5))
-    found: Tensor = model(input_ids=ids, use_cache=False).logits
-    return found
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -211,9 +197,14 @@ def test_groups_stand_for_what_is_in_them(tmp_path: Path, many: Path) -> None:
     with pytest.raises(ValueError, match="without heads is not measured"):
         replace(FEWER, allocate=GreedyByLoss())
     recipe = tmp_path / "own.toml"
-    recipe.write_text('[groups]\npart = "Select"\n[groups.score]\npart = "Gain"\n[allocate]\npart = "Level"\n')
-    told = refused("compress", many, "-o", tmp_path / "out", "--recipe", recipe, "--keep", "0.9", "--tokens", "512")
-    assert "groups cannot be left out so: a greedy choice takes single directions" in told
+    for allocate in ("Level", "EqualMarginalLoss"):
+        recipe.write_text(
+            f'[groups]\npart = "Select"\n[groups.score]\npart = "Gain"\n[allocate]\npart = "{allocate}"\n'
+        )
+        told = refused(
+            "compress", many, "-o", tmp_path / allocate, "--recipe", recipe, "--keep", "0.9", "--tokens", "512"
+        )
+        assert "groups cannot be narrowed so: a greedy choice takes single directions" in told
 
 
 def test_a_reader_that_is_stored_transposed_is_narrowed_along_its_inputs() -> None:

@@ -540,13 +540,10 @@ def test_killed_at_every_line_of_the_journal(
     ground: Ground, killer: Killer, undisturbed: dict[str, dict[str, bytes]], out: Path
 ) -> None:
     command = ground.command(out, *STEPS)
-    place = {"function": "eckart.model.journal:Journal._append", "call": 2, "when": "torn"}
     kills = 0
-    while (outcome := killer(*command, **place)).code != 0:
-        assert outcome.code == -9
+    for _ in killer.until_done(*command):
         assert len(states(out)) <= 3  # the one that was about to be dropped may be there
         kills += 1
-        assert kills < 60
     assert kills >= 20
     assert tree(out) == undisturbed["factors"]
 

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from models import ARCHITECTURES, CONTEXT, VOCABULARY
+from models import ARCHITECTURES
+from outputs import far, loaded, logits
 from runs import CALIBRATED, calibration_text, cli, edit_json, edit_tensor, refused
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 import eckart
 from eckart.allocate import Entropic, GreedyByLoss, Level, Threshold, Uniform
@@ -48,21 +48,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return ARCHITECTURES[request.param](tmp_path / "model")
-
-
-def loaded(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    ids = torch.randint(3, VOCABULARY, (3, CONTEXT // 2), generator=torch.Generator().manual_seed(5))
-    found: Tensor = model(input_ids=ids, use_cache=False).logits
-    return found
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def config(folder: Path) -> dict[str, Any]:

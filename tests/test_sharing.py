@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import ARCHITECTURES, CONTEXT, VOCABULARY, shard, write_model
+from models import ARCHITECTURES, VOCABULARY, shard, write_model
+from outputs import far, loaded, logits
 from runs import CALIBRATED, calibration_text, cli, edit_json, edit_tensor, edit_tensors, file_of, refused
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.models.llama import LlamaConfig
 
 import eckart
@@ -44,25 +44,6 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     return ARCHITECTURES["llama"](tmp_path / "model")
-
-
-def loaded(folder: Path) -> Any:
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    assert not any(report.values()), report
-    return model.eval()
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    ids = torch.randint(3, VOCABULARY, (3, CONTEXT // 2), generator=torch.Generator().manual_seed(5))
-    found: Tensor = model(input_ids=ids, use_cache=False).logits
-    return found
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def share(model: Path, out: Path, keep: float) -> eckart.Compressed:

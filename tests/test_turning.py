@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import ARCHITECTURES, CONTEXT, VOCABULARY
-from runs import calibration_text, edit_json, refused
+from models import ARCHITECTURES, write_model
+from outputs import far, loaded, logits, token_ids
+from runs import CALIBRATED, calibration_text, edit_json, refused
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.llama import LlamaConfig
 
 import eckart
 from eckart.allocate import Level
@@ -58,24 +60,6 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def slices(model: Path, out: Path, recipe: Narrow | str, text: Path, keep: float = 0.75) -> eckart.Compressed:
     return eckart.compress(model, out, recipe=recipe, keep=keep, calibration=text, **OPTIONS)
-
-
-def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
-
-
-def token_ids() -> Tensor:
-    return torch.randint(3, VOCABULARY, (3, CONTEXT // 2), generator=torch.Generator().manual_seed(5))
-
-
-@torch.no_grad()
-def logits(model: Any) -> Tensor:
-    found: Tensor = model(input_ids=token_ids(), use_cache=False).logits
-    return found
-
-
-def far(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 class Dense:
@@ -295,6 +279,46 @@ def test_a_link_may_have_one_column(ground: Path) -> None:
     put_link(model, "model.layers.0.mlp.down_proj", {"norm": "model.layers.0.input_layernorm", "shape": [48, 1]})
     assert model.model.layers[0].mlp.down_proj.link.shape == (48, 1)
     assert model.model.layers[0].input_layernorm.weight.shape == (1,)
+
+
+@pytest.mark.parametrize("recipe", ["slicegpt", RECIPE])
+def test_a_stream_that_was_seen_in_few_directions_is_as_wide_everywhere(
+    recipe: str, ground: Path, tmp_path: Path
+) -> None:
+    """Where few tokens come in, the first norm needs few directions only; what fills them up carries nothing."""
+    few = tmp_path / "few.txt"
+    few.write_text("a b " * 400)
+    seen = calibration_ids(ground, few)
+    assert len(seen.unique()) < 10
+    done = slices(ground, tmp_path / "out", recipe, few, keep=0.8)
+    narrow = loaded(done.folder)
+    width = narrow.config.hidden_size
+    assert 10 < width < 48
+    assert narrow.model.embed_tokens.weight.shape[1] == width
+    assert eckart.verify(done.folder, ground, calibration=few).failures == ()
+    if recipe == RECIPE:  # nothing is lost behind the embedding
+        assert done.bonds[0].bound is not None
+        assert done.bonds[0].bound.achieved == pytest.approx(0, abs=1e-6)
+
+
+def test_maps_too_thin_for_links_are_told(tmp_path: Path, text: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    thin = write_model(LlamaConfig, {**sizes, "head_dim": 8, "num_hidden_layers": 2}, tmp_path / "thin")
+    told = refused(
+        "compress",
+        thin,
+        "-o",
+        tmp_path / "out",
+        "--recipe",
+        RECIPE,
+        "--keep",
+        "0.8",
+        "--calibration",
+        text,
+        *CALIBRATED,
+    )
+    assert "would take as many bytes as channels of the stream save: take one set of directions (slicegpt)" in told
+    slices(thin, tmp_path / "one", "slicegpt", text)
 
 
 # ---- where it goes ----------------------------------------------------------------------------------------------------

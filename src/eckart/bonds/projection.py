@@ -78,6 +78,19 @@ class Projection:
         """The orthogonal projection onto the span of orthonormal columns ``basis`` (k, k')."""
         return cls(basis.T, basis)
 
+    def filled(self, rank: int) -> Projection:
+        """An orthogonal projection with further directions, at right angles to its own, where it has fewer than ``rank``.
+
+        A stream is as wide everywhere, also where what was seen of it needs fewer directions.
+
+        >>> Projection.onto(torch.tensor([[1.0], [0.0]], dtype=torch.float64)).filled(2).rank
+        2
+        """
+        if self.rank >= rank:
+            return self
+        further = torch.linalg.qr(self.up, mode="complete").Q[:, self.rank : rank]
+        return Projection.onto(torch.cat([self.up, further], 1))
+
 
 def narrow(graph: BondGraph, projections: Mapping[str, Projection], tensors: Tensors) -> dict[str, Tensor]:
     """The tensors of a network whose bonds go through fewer directions: ``W -> down W`` of what writes, ``W -> W up`` of what reads.

@@ -164,7 +164,8 @@ def _ranks(
     budget = math.floor(run.request.keep * total) - fixed
     if budget >= own:  # slots count the places of what is left, which are not stored where everything is
         return dict.fromkeys(slots), None
-    fixed, budget = fixed + other_places(run.checkpoint, sites), budget - other_places(run.checkpoint, sites)
+    places = other_places(run.checkpoint, sites)
+    fixed, budget = fixed + places, budget - places
     try:
         if not isinstance(recipe.allocate, GreedyByLoss):
             chosen = recipe.allocate(slots, budget)

@@ -10,7 +10,7 @@ from eckart.bonds import BondGraph
 from eckart.bonds.graph import Map
 from eckart.bonds.groups import crossing_of_groups
 from eckart.bonds.seen import crossing_of
-from eckart.model.narrowing import module_of
+from eckart.model.narrowing import maps_at
 from eckart.model.run import Run
 from eckart.model.sites import Site
 from eckart.model.survey import backward, embed_original, original
@@ -32,7 +32,8 @@ def site_losses(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, Tens
         here = [site for site in sites if site.block == block]
 
         def make(block: int = block, here: list[Site] = here) -> tuple[object, list[str]]:
-            names = _observed(run, graph, here)
+            # Also where a choice goes by weights alone, what it costs is measured.
+            names = maps_at(run, graph, here)
             source, there = run.file(original(block)), run.file(original(block + 1))
             seen = run.walking().run_block(block, source, there, observe=list(names.values()), gram=True)
             moments = {name: seen[module] for name, module in names.items() if module in seen}
@@ -57,12 +58,6 @@ def _file(block: int) -> str:
     return f"site-curves-{block:04d}.safetensors"
 
 
-def _observed(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
-    """The maps that meet at the sites, each with its module: also where a choice goes by weights alone, what it costs is measured."""
-    tensors = {tensor for site in sites for tensor in site.maps}
-    return {name: module_of(run, entry.weight) for name, entry in graph.maps.items() if entry.weight in tensors}
-
-
 def _judged(graph: BondGraph, site: Site) -> Map:
     """The map at whose outputs gradients are taken."""
     maps = {entry.weight: entry for entry in graph.maps.values()}
@@ -76,12 +71,12 @@ def _curve(run: Run, graph: BondGraph, site: Site, moments: dict[str, Moments]) 
     tensors = {name: run.checkpoint.read_finite(name) for name in sorted(site.maps)}
     if site.heads:
         crossing = crossing_of_groups(graph, site.heads, tensors, moments)
-        return site.choice.prepare(crossing).curve()
+        return site.prepare(site.name, crossing).curve()
     found = torch.zeros(site.units + 1, dtype=torch.float64)
     read = _judged(graph, site).weight in {end.tensor for end in site.bonds[0].readers}
     for bond in site.bonds:
         crossing = crossing_of(graph, bond, tensors, moments)
-        curve = site.prepare(bond, crossing).curve()
+        curve = site.prepare(bond.name, crossing).curve()
         whole = float(curve[0])
         # Keys are judged by their own size: the share of the scores that goes wrong is the share of the keys that does.
         scale = 1.0 if read else (float(crossing.seen.trace()) / whole if whole > 0 else 0.0)

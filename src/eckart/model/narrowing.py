@@ -18,7 +18,6 @@ from eckart.bonds.crossing import Crossing
 from eckart.bonds.groups import crossing_of_groups, without_groups
 from eckart.bonds.seen import crossing_of
 from eckart.bound import Bound
-from eckart.errors import EckartError
 from eckart.kernels.symmetric import psd_root
 from eckart.model.certificate import BondRecord
 from eckart.model.entries import entry_of, read_entry
@@ -132,7 +131,12 @@ def _resized_kinds(sites: list[Site], ranks: Mapping[str, Rank]) -> frozenset[st
 
 def observed_maps(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
     """The maps whose inputs a block's sites need, each with its module."""
-    tensors = {tensor for site in sites for tensor in site.maps if site.choice.needs}
+    return maps_at(run, graph, [site for site in sites if site.choice.needs])
+
+
+def maps_at(run: Run, graph: BondGraph, sites: list[Site]) -> dict[str, str]:
+    """The maps that meet at some sites, each with its module."""
+    tensors = {tensor for site in sites for tensor in site.maps}
     return {name: module_of(run, entry.weight) for name, entry in graph.maps.items() if entry.weight in tensors}
 
 
@@ -153,7 +157,7 @@ def projections_of(
         for bond in site.bonds if rank is not None and site.kind != GROUPS else ():
             assert rank is not None
             crossings[bond.name] = crossing_of(graph, bond, tensors, moments if site.choice.needs else {})
-            projections[bond.name] = site.prepare(bond, crossings[bond.name]).projection(rank)
+            projections[bond.name] = site.prepare(bond.name, crossings[bond.name]).projection(rank)
     return tensors, crossings, projections
 
 
@@ -225,10 +229,7 @@ def _without_heads(
 ) -> tuple[BondRecord, dict[str, Tensor]]:
     """A block's tensors with so many groups of heads, and what the map behind attention lost."""
     crossing = crossing_of_groups(graph, site.heads, tensors, moments if site.choice.needs else {})
-    try:
-        projection = site.choice.prepare(crossing).projection(rank)
-    except ValueError as error:
-        raise EckartError(f"{site.name} cannot be left out so: {error}") from error
+    projection = site.prepare(site.name, crossing).projection(rank)
     assert projection.kept is not None
     changed = without_groups(graph, site.heads, projection, tensors)
     bound = None

@@ -60,12 +60,12 @@ class Site:
             size=self.units, unit_bytes=self.unit_bytes, losses=losses, block=self.block, importance=importance
         )
 
-    def prepare(self, bond: Bond, crossing: Crossing) -> Chosen:
-        """What the choice makes of one of the bonds; raises ``EckartError`` where it takes none of this kind."""
+    def prepare(self, name: str, crossing: Crossing) -> Chosen:
+        """What the choice makes of the bond ``name``, or of all heads together; raises ``EckartError`` where it takes none of this kind."""
         try:
             return self.choice.prepare(crossing)
         except ValueError as error:
-            raise EckartError(f"the bond {bond.name} cannot be narrowed so: {error}") from error
+            raise EckartError(f"the bond {name} cannot be narrowed so: {error}") from error
 
     @property
     def maps(self) -> frozenset[str]:
@@ -108,8 +108,17 @@ def _sites(checkpoint: Checkpoint, graph: BondGraph, recipe: Narrow, dropped: fr
         if isinstance(recipe.stream, EachNorm):
             writers = [stage.writer for stage in stages(graph, STREAM) if stage.writer is not None]
             _, spec = checkpoint.tensors[graph.maps[writers[0]].weight]
-            site = _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream.choice)
-            yield replace(site, links=len(writers), link_bytes=spec.dtype.itemsize)
+            site = replace(
+                _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream.choice),
+                links=len(writers),
+                link_bytes=spec.dtype.itemsize,
+            )
+            if site.links * site.link_bytes * site.units >= site.unit_bytes:
+                raise EckartError(
+                    f"{checkpoint.folder}: links between its norms would take as many bytes as channels of the stream save: "
+                    "take one set of directions (slicegpt)"
+                )
+            yield site
         else:
             yield _site(checkpoint, graph, STREAM, STREAM, None, (bond,), recipe.stream)
     for block, name in enumerate(graph.blocks):

@@ -36,7 +36,7 @@ def narrow_stream(run: Run, graph: BondGraph, site: Site, rank: Rank) -> Narrowe
     crossing = Crossing((), torch.eye(bond.size, dtype=torch.float64), moment)
 
     def decide() -> tuple[object, list[str]]:
-        projection = site.prepare(bond, crossing).projection(rank)
+        projection = site.prepare(bond.name, crossing).projection(rank).filled(rank)
         write_all(run.file(FILE), {"down": projection.down.contiguous(), "up": projection.up.contiguous()})
         kept = None if projection.kept is None else tuple(projection.kept.tolist())
         bound = None if moment is None else left_out_bound(crossing, projection)

@@ -115,7 +115,7 @@ def _decide(run: Run, site: Site, chain: Sequence[Stage], index: int, rank: int,
     assert seen.gram is not None
     moment = (seen.gram / max(1, seen.count)).cpu()
     crossing = Crossing((), torch.eye(bond.size, dtype=torch.float64), moment)
-    projection = site.prepare(bond, crossing).projection(rank)
+    projection = site.prepare(bond.name, crossing).projection(rank).filled(rank)
     kept = None if projection.kept is None else tuple(projection.kept.tolist())
     bound = left_out_bound(crossing, projection)
     stored: dict[str, Tensor] = {}
