@@ -138,7 +138,7 @@ def perform(run: Run, subject: Subject, scratch: Path) -> dict[str, Any]:
         size = Checkpoint(subject.folder).weight_bytes()
         return judge(load(subject.folder, dtype=torch.float32), subject) | {"kept_share": 1.0, "bytes": size}
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        begun = time.monotonic()
+        begun, used = time.monotonic(), time.process_time()
         try:
             done = eckart.compress(
                 subject.folder,
@@ -152,7 +152,7 @@ def perform(run: Run, subject: Subject, scratch: Path) -> dict[str, Any]:
             )
         except eckart.EckartError as error:
             return {"refused": str(error).rpartition(": ")[0] or str(error)}
-        seconds, memory = time.monotonic() - begun, peak_memory()
+        seconds, processor, memory = time.monotonic() - begun, time.process_time() - used, peak_memory()
         found = judge(load(done.folder, dtype=torch.float32), subject)
         share = done.target_bytes[1] / done.target_bytes[0]
         return found | {
@@ -161,6 +161,7 @@ def perform(run: Run, subject: Subject, scratch: Path) -> dict[str, Any]:
             "kept": done.kept,
             "losses": dict(done.losses),
             "seconds": seconds,
+            "processor": processor,
             "memory": memory,
             "commit": facts()["commit"],
         }
@@ -174,9 +175,9 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
         "",
         f"Nats per token, lower is better; mean over the draws of {TOKENS} calibration tokens, and the spread (largest less",
         "smallest). *inside*: a text of the calibration's domain, not the calibration text itself; *outside*: another corpus.",
-        "*share*: bytes of the linear maps inside blocks, indices counted. Time on the clock on one thread, with other work beside it;",
-        "memory is the largest of a process of its own. Rows without a time: a751230, on an AMD EPYC; others: 6b39af8, b20d5c8, 6c2f080,",
-        "or as `quality.jsonl` says.",
+        "*share*: bytes of the linear maps inside blocks, indices counted. One thread: *processor* is the time of the process itself, the",
+        "median of the runs that measured it; *clock* is with other work beside it; memory is the largest of a process of its own. Rows",
+        "without a time: a751230, on an AMD EPYC; others: 6b39af8, b20d5c8, 6c2f080, or as `quality.jsonl` says.",
         "Runs that were refused are not shown. Written by `benchmarks/quality.py`.",
     ]
     for model in dict.fromkeys(run.model for run in found):
@@ -191,7 +192,8 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
             "spread",
             "outside",
             "spread",
-            "time",
+            "processor",
+            "clock",
             "memory",
         )
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -211,9 +213,11 @@ def table(found: dict[Run, dict[str, Any]]) -> str:
                 values = [result[where] for result in results]
                 spread = f"{max(values) - min(values):.4f}" if len(values) > 1 else "-"
                 cells += [f"{statistics.mean(values):.4f}", spread]
-            timed = "seconds" in results[0]
-            cells.append(f"{statistics.median(r['seconds'] for r in results):.1f} s" if timed else "-")
-            cells.append(f"{max(r['memory'] for r in results) / 1e6:.0f} MB" if timed else "-")
+            for figure in ("processor", "seconds"):
+                times = [result[figure] for result in results if figure in result]
+                cells.append(f"{statistics.median(times):.1f} s" if times else "-")
+            memory = [result["memory"] for result in results if "memory" in result]
+            cells.append(f"{max(memory) / 1e6:.0f} MB" if memory else "-")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
