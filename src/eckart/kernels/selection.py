@@ -256,6 +256,28 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class Rarest:
+    """Columns drawn without replacement with probabilities proportional to ``1 / (p + floor)``, p being their shares of all squares.
+
+    Small columns are the likelier ones; where the floor is above most shares, all are nearly alike.
+
+    >>> Rarest(floor=1e-9)(torch.tensor([[1.0, 100.0, 2.0]]), 2, Generator().manual_seed(0)).sort().values.tolist()
+    [0, 2]
+    """
+
+    on: View = Entries()
+    floor: float = 1e-3
+
+    def __call__(self, shown: Tensor, count: int, rng: Generator) -> Tensor:
+        """The indices (count,) in order of choice."""
+        squares = _lengths(_checked(shown, count)).square()
+        shares = squares / squares.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        uniform = torch.rand(len(shares), generator=rng, dtype=torch.float64).to(shares.device)
+        waiting = -torch.log1p(-uniform).clamp(max=-torch.finfo(torch.float64).tiny)
+        return ((shares + self.floor) * waiting).argsort(stable=True)[:count]
+
+
+@dataclass(frozen=True)
 class Given:
     """These columns, whatever the matrix is.
 

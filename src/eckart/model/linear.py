@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import reduce
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eckart.operator import Blueprint, Dense, Factors, Operator, Record, describe
+from eckart.operator import Blueprint, Dense, Diagonal, Factors, Operator, Product, Record, Sum, describe
 from eckart.operator.protocol import apply
 
 
@@ -23,6 +24,12 @@ def apply_to_rows(op: Operator, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, op.right), op.left)
     if isinstance(op, Dense):
         return F.linear(x, op.matrix)
+    if isinstance(op, Diagonal):
+        return x * op.values
+    if isinstance(op, Sum):
+        return reduce(torch.add, (apply_to_rows(term, x) for term in op.terms))
+    if isinstance(op, Product):
+        return reduce(lambda y, factor: apply_to_rows(factor, y), reversed(op.factors), x)
     return apply(op, x.reshape(-1, x.shape[-1]).T).T.reshape(*x.shape[:-1], op.shape[0])
 
 

@@ -4,6 +4,7 @@ from eckart.stats.moments import Moments
 from eckart.stats.rules import (
     WITHOUT_TEXT,
     ActivationScale,
+    Covariance,
     FisherColumns,
     Gram,
     MetricRule,
@@ -15,6 +16,7 @@ from eckart.stats.rules import (
 __all__ = [
     "WITHOUT_TEXT",
     "ActivationScale",
+    "Covariance",
     "FisherColumns",
     "Gram",
     "MetricRule",

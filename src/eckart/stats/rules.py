@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar, Protocol
 
+import torch
+
 from eckart.metric import Metric
 from eckart.stats.moments import Moments
 
@@ -153,3 +155,35 @@ class Gram:
         if moments.count == 0 or moments.energy == 0:
             return Metric.plain()
         return Metric.gram("input gram", moments.gram, moments.count)
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """``||E R||_F`` with R the second moment ``mean x x^T`` itself, and ``damping`` times its mean energy on the diagonal.
+
+    Not a size of output errors: directions count by their energy, where the root of the moment counts them by their length.
+
+    >>> import torch
+    >>> moments = Moments.zeros(2, gram=True)
+    >>> moments.add(torch.tensor([[3.0, 0.0], [3.0, 2.0]]))
+    >>> Covariance(damping=0.0)(moments).right.tolist()
+    [[9.0, 3.0], [3.0, 2.0]]
+    """
+
+    damping: float = 0.01
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.damping) and self.damping >= 0):
+            raise ValueError(f"damping {self.damping:g} must be finite and not below 0")
+
+    def __call__(self, moments: Moments | None) -> Metric:
+        """The metric of these moments."""
+        assert moments is not None
+        assert moments.gram is not None
+        if moments.count == 0 or moments.energy == 0:
+            return Metric.plain()
+        mean = moments.gram / moments.count
+        return Metric(
+            "covariance", mean + self.damping * float(mean.diagonal().mean()) * torch.eye(len(mean), dtype=mean.dtype)
+        )

@@ -1,0 +1,57 @@
+"""What becomes of the weight under an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.adapt.pick import Bottom
+from eckart.adapt.sources import components
+from eckart.metric import Metric
+from eckart.operator import Factors, Operator
+
+
+class Base(Protocol):
+    """What is taken from a weight before it is frozen."""
+
+    def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
+        """The part that is taken of ``weight`` (m, n), ``begun`` being the update that the adapter begins with; ``None`` for nothing."""
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """Nothing is taken."""
+
+    def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
+        """Nothing."""
+        return None
+
+
+@dataclass(frozen=True)
+class LessStart:
+    """The update that the adapter begins with is taken, as it is stored, so that both together are the weight."""
+
+    def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
+        """The update."""
+        return begun
+
+
+@dataclass(frozen=True)
+class LessTail:
+    """The smallest components are taken, as many as the adapter has: what is frozen is a truncation.
+
+    >>> taken = LessTail()(torch.diag(torch.tensor([3.0, 1.0])), None, 1, torch.Generator())
+    >>> taken.dense().round(decimals=6).tolist()
+    [[0.0, 0.0], [0.0, 1.0]]
+    """
+
+    def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
+        """The product of those components."""
+        tail = components(weight, Metric.plain(), Bottom(), rank, 0.0, rng)
+        assert tail.left is not None
+        assert tail.middle is not None
+        assert tail.right is not None
+        return Factors((tail.left * tail.middle).to(torch.float32), tail.right.to(torch.float32))

@@ -1,0 +1,65 @@
+"""What a start is made from, and what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.adapt.draws import Draw
+from eckart.stats import Moments
+
+LEFT, MIDDLE, CORE, RIGHT = "left", "middle", "core", "right"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """Where an adapter begins: ``left`` (m, r), ``middle`` (r,), ``core`` (r, r), ``right`` (r, n); what is ``None`` the form fills in."""
+
+    left: Tensor | None = None
+    middle: Tensor | None = None
+    core: Tensor | None = None
+    right: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Random matrices that all adapters of a model have in common: each is drawn once, in the ``largest`` shape, and cut from there.
+
+    >>> from eckart.adapt.draws import Gaussian
+    >>> pool = Pool((4, 3), torch.Generator().manual_seed(0))
+    >>> big, small = (pool.cut("left", Gaussian(), (rows, 2), (4, 2)) for rows in (4, 3))
+    >>> torch.equal(big[:3], small), big.data_ptr() == small.data_ptr()
+    (True, True)
+    """
+
+    largest: tuple[int, int]  # outputs and inputs
+    rng: Generator
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+
+    def cut(self, name: str, draw: Draw, shape: tuple[int, int], largest: tuple[int, int]) -> Tensor:
+        """The leading part of this shape of the matrix of this name."""
+        if name not in self.drawn:
+            self.drawn[name] = draw(largest, self.rng).to(torch.float32)
+        return self.drawn[name][: shape[0], : shape[1]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a linear map before it is adapted: its ``weight`` (m, n), and what the start asked for."""
+
+    weight: Tensor
+    moments: Moments | None = None  # of its inputs
+    gradient: Tensor | None = None  # (m, n), the mean over samples
+    pool: Pool | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        m, n = self.weight.shape
+        return m, n
+
+
+Params = Mapping[str, Tensor]

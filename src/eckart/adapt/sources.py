@@ -1,0 +1,266 @@
+"""Where the matrices come from with which an adapter begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from eckart.adapt.draws import Draw
+from eckart.adapt.pick import Pick
+from eckart.adapt.seed import CORE, LEFT, MIDDLE, RIGHT, Seed, Seen
+from eckart.kernels.selection import Candidates, Rule, chosen
+from eckart.linalg import ACCURACY, qr, symmetric_eigen, truncated_svd
+from eckart.metric import Metric
+from eckart.operator import Factors
+from eckart.stats import MetricRule, Need, Plain
+
+
+class Source(Protocol):
+    """Makes the parts of a start; ``gives`` names those that it makes, and what is ``ordered`` may be picked from.
+
+    Where it ``approximates``, the product of its parts is meant to be an update, so that the scale in front is divided out.
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What is to be measured for it."""
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """The parts that it makes."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its parts are in an order, the largest first."""
+
+    @property
+    def approximates(self) -> bool:
+        """Whether the product of its parts is meant to be an update."""
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """The parts for one map, in float64."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Random parts; a side that is not drawn begins at zero.
+
+    >>> from eckart.adapt.draws import Kaiming
+    >>> sorted(Drawn(right=Kaiming()).gives)
+    ['right']
+    """
+
+    left: Draw | None = None
+    middle: Draw | None = None
+    core: Draw | None = None
+    right: Draw | None = None
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    ordered: ClassVar[bool] = False
+    approximates: ClassVar[bool] = False
+
+    @property
+    def gives(self) -> frozenset[str]:
+        """The parts that are drawn."""
+        parts = {LEFT: self.left, MIDDLE: self.middle, CORE: self.core, RIGHT: self.right}
+        return frozenset(name for name, draw in parts.items() if draw is not None)
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Those parts, one after the other."""
+        (m, n), draws = seen.shape, (self.right, self.core, self.middle, self.left)
+        shapes: tuple[tuple[int, ...], ...] = ((rank, n), (rank, rank), (rank,), (m, rank))
+        right, core, middle, left = (
+            None if draw is None else draw(shape, rng) for draw, shape in zip(draws, shapes, strict=True)
+        )
+        return Seed(left=left, middle=middle, core=core, right=right)
+
+
+@dataclass(frozen=True)
+class InCommon:
+    """Random sides that all adapters of a model share: drawn once in the largest shape, and cut to each."""
+
+    left: Draw
+    right: Draw
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, RIGHT})
+    ordered: ClassVar[bool] = False
+    approximates: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Both sides; views of the common ones."""
+        assert seen.pool is not None
+        (m, n), (most, widest) = seen.shape, seen.pool.largest
+        return Seed(
+            right=seen.pool.cut(RIGHT, self.right, (rank, n), (rank, widest)),
+            left=seen.pool.cut(LEFT, self.left, (m, rank), (most, rank)),
+        )
+
+
+@dataclass(frozen=True)
+class OfWeight:
+    """Singular vectors and values of the weight W, or of ``W R`` in a metric of R, whose right vectors are taken back through R.
+
+    With ``W R = U S V^T`` the parts are ``U``, ``S`` and ``S^-1 U^T W``, which is ``V^T R^-1`` where R has an inverse and needs none.
+
+    >>> from eckart.adapt.pick import Top
+    >>> seed = OfWeight()(Seen(torch.diag(torch.tensor([1.0, 3.0]))), Top(), 1, torch.Generator())
+    >>> seed.middle.tolist(), seed.right.abs().tolist()
+    ([3.0], [[0.0, 1.0]])
+    """
+
+    metric: MetricRule = Plain()
+    accuracy: float = ACCURACY
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, MIDDLE, RIGHT})
+    ordered: ClassVar[bool] = True
+    approximates: ClassVar[bool] = True
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What its metric needs."""
+        return self.metric.needs
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Vectors and values."""
+        return components(seen.weight, self.metric(seen.moments), pick, rank, self.accuracy, rng)
+
+
+@dataclass(frozen=True)
+class OfGradient:
+    """Singular vectors and values of the gradient G of the loss, its mean over samples."""
+
+    accuracy: float = ACCURACY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, MIDDLE, RIGHT})
+    ordered: ClassVar[bool] = True
+    approximates: ClassVar[bool] = True
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Vectors and values."""
+        assert seen.gradient is not None
+        return components(seen.gradient, Metric.plain(), pick, rank, self.accuracy, rng)
+
+
+@dataclass(frozen=True)
+class OfFirstStep:
+    """Singular vectors and values of ``-rate sign(G)``, the first step that Adam would take at this rate."""
+
+    rate: float
+    accuracy: float = ACCURACY
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, MIDDLE, RIGHT})
+    ordered: ClassVar[bool] = True
+    approximates: ClassVar[bool] = True
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Vectors and values."""
+        assert seen.gradient is not None
+        step = -self.rate * seen.gradient.sign()
+        return components(step, Metric.plain(), pick, rank, self.accuracy, rng)
+
+
+@dataclass(frozen=True)
+class OfInputs:
+    """Directions of greatest variance of the inputs, or of greatest second moment where they are not ``centred``, as rows.
+
+    >>> from eckart.adapt.pick import Top
+    >>> from eckart.stats import Moments
+    >>> moments = Moments.zeros(2, gram=True)
+    >>> moments.add(torch.tensor([[5.0, 1.0], [5.0, -1.0]]))
+    >>> seen = Seen(torch.eye(2), moments)
+    >>> [OfInputs(centred)(seen, Top(), 1, torch.Generator()).right.abs().round().tolist() for centred in (True, False)]
+    [[[0.0, 1.0]], [[1.0, 0.0]]]
+    """
+
+    centred: bool = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
+    gives: ClassVar[frozenset[str]] = frozenset({RIGHT})
+    ordered: ClassVar[bool] = True
+    approximates: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """The directions."""
+        found = symmetric_eigen(self.moment(seen))
+        _, picked = pick(rank, len(found.values))
+        return Seed(right=found.vectors[:, picked].T)
+
+    def moment(self, seen: Seen) -> Tensor:
+        """The covariance (n, n), or the second moment."""
+        assert seen.moments is not None
+        assert seen.moments.gram is not None
+        count = max(1, seen.moments.count)
+        mean = seen.moments.total / count
+        return seen.moments.gram / count - (torch.outer(mean, mean) if self.centred else 0.0)
+
+
+@dataclass(frozen=True)
+class OrthogonalTriangular:
+    """The first columns of Q and the first rows of R of ``W = Q R``, whose product is W projected onto its first columns.
+
+    >>> from eckart.adapt.pick import Top
+    >>> OrthogonalTriangular()(Seen(torch.tensor([[3.0, 1.0], [4.0, 1.0]])), Top(), 1, torch.Generator()).right.round(decimals=6).tolist()
+    [[5.0, 1.4]]
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, RIGHT})
+    ordered: ClassVar[bool] = True
+    approximates: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Both parts."""
+        q, r = qr(seen.weight)
+        left, right = pick(rank, len(r))
+        return Seed(left=q[:, left], right=r[right])
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Columns and rows of the weight by a rule each, and the pseudo-inverse of where they meet: Nyström's form.
+
+    ``W[:, J] pinv(W[I, J]) W[I]`` is W where the block in the middle has the rank of W. Singular values of the block below
+    ``cutoff`` of its largest are left out. With ``inverted`` false the block itself lies in the middle.
+
+    >>> from eckart.adapt.pick import Top
+    >>> from eckart.linalg import PivotedQR
+    >>> w = torch.outer(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0]))
+    >>> seed = Crossing(PivotedQR(), PivotedQR())(Seen(w), Top(), 1, torch.Generator())
+    >>> bool(torch.allclose(seed.left @ seed.core @ seed.right, w.double()))
+    True
+    """
+
+    columns: Rule
+    rows: Rule
+    inverted: bool = True
+    cutoff: float = 1e-6
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, CORE, RIGHT})
+    ordered: ClassVar[bool] = False
+    approximates: ClassVar[bool] = True
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Columns, core and rows."""
+        candidates = Candidates(seen.weight)
+        j, i = chosen(candidates, rank, self.columns, rng), chosen(candidates.T, rank, self.rows, rng)
+        wide = seen.weight.to(torch.float64)
+        block = wide[i][:, j]
+        core = torch.linalg.pinv(block, rtol=self.cutoff) if self.inverted else block
+        return Seed(left=wide[:, j], core=core, right=wide[i])
+
+
+def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: float, rng: Generator) -> Seed:
+    """Picked left vectors, values and right vectors of a matrix (m, n) in a metric."""
+    left, right = pick(rank, min(matrix.shape))
+    reach = int(torch.cat([left, right]).max()) + 1
+    found = truncated_svd(matrix, reach, metric=metric, accuracy=accuracy, dtype=torch.float64, rng=rng).op
+    assert isinstance(found, Factors)
+    # Of the factors the left one spans the subspace; within it the vectors are those of the small matrix that is left.
+    basis, triangle = torch.linalg.qr(found.left)
+    rows = triangle @ found.right
+    turned, values, _ = torch.linalg.svd(metric.whiten(rows), full_matrices=False)
+    basis, rows = basis @ turned, turned.T @ rows
+    signs = torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+    basis, rows = basis * signs, rows * signs.T
+    lengths = torch.where(values > 0, values, torch.ones_like(values))
+    return Seed(left=basis[:, left], middle=values[right], right=rows[right] / lengths[right, None])

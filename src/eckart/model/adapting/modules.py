@@ -1,0 +1,122 @@
+"""Modules that stand in the place of adapted ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from eckart.adapt.forms import Directed, Form, applied, scaled
+from eckart.adapt.roles import Role
+from eckart.model.linear import OperatorLinear, apply_to_rows
+from eckart.operator import Dense, Factors, Operator, Sum
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ADAPTABLE = (nn.Linear, Conv1D, *CONVOLUTIONS)  # an OperatorLinear is a Linear
+
+
+class Adapted(nn.Module):
+    """A frozen module and the tensors of its adapter: those that train are parameters, the others buffers.
+
+    ``taken`` is what the weight of ``base`` lacks of what it was.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        form: Form,
+        params: Mapping[str, Tensor],
+        roles: Mapping[str, Role],
+        scale: float,
+        *,
+        taken: Factors | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.base, self.form, self.scale, self.roles = base, form, scale, dict(roles)
+        self.dropout = nn.Dropout(dropout)
+        for name, tensor in params.items():
+            if roles[name].trains:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+        self.register_buffer("taken_left", None if taken is None else taken.left.clone())
+        self.register_buffer("taken_right", None if taken is None else taken.right.clone())
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The tensors of the adapter by name."""
+        return {name: getattr(self, name) for name in self.roles}
+
+    @property
+    def update(self) -> Operator:
+        """What is added to the weight of the base, the scale included."""
+        return scaled(self.form.update(self.params), self.scale)
+
+    @property
+    def taken(self) -> Factors | None:
+        """What the base lacks of the weight that it was."""
+        left: Any = self.taken_left
+        right: Any = self.taken_right
+        return None if left is None else Factors(left, right)
+
+    def merged(self) -> Tensor:
+        """The weight (outputs, inputs) of base and adapter together, in float64; a convolution's flattened behind its outputs."""
+        with torch.no_grad():
+            params = {name: t.double() if t.is_floating_point() else t for name, t in self.params.items()}
+            return applied(self.form, Dense(matrix_of(self.base).double()), params, self.scale).dense()
+
+
+class AdaptedLinear(Adapted):
+    """``y = base(x) + scale update x`` for a linear map of any kind.
+
+    The update is computed in the dtype of its tensors and added in that of the base. ``dropout`` acts on the inputs of the update.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map applied to inputs (…, in), giving (…, out)."""
+        inputs = x.to(next(iter(self.params.values())).dtype)
+        if isinstance(self.form, Directed):
+            base = operator_of(self.base)
+            op = self.form.directed(Sum((base, self.update)), self.params)
+            y = apply_to_rows(op, x.to(inputs.dtype)).to(x.dtype)
+            bias = self.base.bias
+            return y if bias is None else y + bias
+        y = self.base(x)
+        return y + apply_to_rows(self.update, self.dropout(inputs)).to(y.dtype)
+
+
+class AdaptedConvolution(Adapted):
+    """A convolution whose weight, flattened behind its output channels, is a matrix with an adapter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The convolution with the weight of base and adapter together."""
+        base = Dense(matrix_of(self.base))
+        weight = applied(self.form, base, self.params, self.scale).dense().reshape(self.base.weight.shape)
+        return self.base._conv_forward(x, weight.to(x.dtype), self.base.bias)
+
+
+def operator_of(module: Any) -> Operator:
+    """The map of a module (outputs, inputs) as an operator."""
+    return module.operator if isinstance(module, OperatorLinear) else Dense(matrix_of(module))
+
+
+def matrix_of(module: Any) -> Tensor:
+    """The weight of a module as a matrix (outputs, inputs), sharing storage where it is dense."""
+    if isinstance(module, OperatorLinear):
+        return module.operator.dense()
+    return turned(module, module.weight)
+
+
+def turned(module: nn.Module, weight: Tensor) -> Tensor:
+    """A weight, or its gradient, of a module as a matrix (outputs, inputs)."""
+    return weight.T if isinstance(module, Conv1D) else weight.flatten(1)
+
+
+def put_matrix(module: Any, matrix: Tensor) -> None:
+    """Write a matrix (outputs, inputs) into the weight of a module, rounded to the weight's dtype."""
+    with torch.no_grad():
+        module.weight.copy_((matrix.T if isinstance(module, Conv1D) else matrix).reshape(module.weight.shape))

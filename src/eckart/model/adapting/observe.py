@@ -1,0 +1,132 @@
+"""What starts need to know, measured on batches: a few maps at a time, so that not all moments or gradients are held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eckart.adapt.seed import Seen
+from eckart.errors import EckartError
+from eckart.model.adapting.modules import CONVOLUTIONS, matrix_of, turned
+from eckart.stats import Moments, Need
+
+ROOM = 2_000_000_000  # bytes of moments or gradients at any one time
+Batch = Mapping[str, Tensor]
+
+
+class _Enough(Exception):
+    """Everything that was to be seen of a batch has been seen."""
+
+
+def observe(
+    model: Any, names: Sequence[str], needs: frozenset[Need], batches: Sequence[Batch], *, room: int = ROOM
+) -> Iterator[dict[str, Seen]]:
+    """For one group of maps after another what is seen of them: moments of inputs, gradients of the loss, each as they are needed.
+
+    Tokens that an attention mask hides are left out of the moments. The gradient is the mean over batches of that of the model's own
+    loss, for which batches hold ``labels``. Raises ``EckartError`` where something is needed and there are no batches, or none with labels.
+    """
+    if needs and not batches:
+        raise EckartError("this recipe starts from what the model does with a text: give batches")
+    if Need.GRADIENTS in needs and not all("labels" in batch for batch in batches):
+        raise EckartError("this recipe starts from gradients of the loss: give batches with labels")
+    gram = Need.GRAM in needs
+    convolutions = [name for name in names if isinstance(model.get_submodule(name), CONVOLUTIONS)]
+    if convolutions and needs - {Need.GRADIENTS}:
+        raise EckartError(
+            f"{convolutions[0]} is a convolution, of whose inputs no moments are taken: leave it out with exclude"
+        )
+    size = {name: _bytes(matrix_of(model.get_submodule(name)), needs) for name in names}
+    for group in _groups(names, size, room):
+        moments = _moments(model, group, batches, gram=gram) if needs - {Need.GRADIENTS} else {}
+        gradients = _gradients(model, group, batches) if Need.GRADIENTS in needs else {}
+        yield {
+            name: Seen(matrix_of(model.get_submodule(name)).detach(), moments.get(name), gradients.get(name))
+            for name in group
+        }
+
+
+def _bytes(matrix: Tensor, needs: frozenset[Need]) -> int:
+    m, n = matrix.shape
+    return (8 * n * n if Need.GRAM in needs else 0) + (4 * m * n if Need.GRADIENTS in needs else 0)
+
+
+def _groups(names: Sequence[str], size: Mapping[str, int], room: int) -> Iterator[list[str]]:
+    """The names in order, cut where the next one would be too much; one that is too large for the room comes alone."""
+    group: list[str] = []
+    for name in names:
+        if group and sum(size[other] for other in group) + size[name] > room:
+            yield group
+            group = []
+        group.append(name)
+    yield group
+
+
+@torch.no_grad()
+def _moments(model: Any, names: Sequence[str], batches: Sequence[Batch], *, gram: bool) -> dict[str, Moments]:
+    found = {name: Moments.zeros(matrix_of(model.get_submodule(name)).shape[1], gram=gram) for name in names}
+    hidden: Tensor | None = None
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            rows = args[0].detach().flatten(0, -2)
+            found[name].add(rows if hidden is None or len(hidden) != len(rows) else rows[hidden])
+            waiting.discard(name)
+            if not waiting:
+                raise _Enough
+
+        return hook
+
+    with _evaluating(model), _hooked(model, {name: note(name) for name in names}):
+        for batch in batches:
+            waiting, mask = set(names), batch.get("attention_mask")
+            hidden = None if mask is None or mask.ndim != 2 else mask.bool().flatten()
+            try:
+                model(**batch)
+            except _Enough:
+                continue
+    return found
+
+
+def _gradients(model: Any, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
+    weights = {name: model.get_submodule(name).weight for name in names}
+    found = {name: torch.zeros(matrix_of(model.get_submodule(name)).shape) for name in names}
+    with _evaluating(model):
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        try:
+            for batch in batches:
+                grads = torch.autograd.grad(model(**batch).loss, list(weights.values()))
+                for name, grad in zip(names, grads, strict=True):
+                    found[name] += turned(model.get_submodule(name), grad).float() / len(batches)
+        finally:
+            for weight in weights.values():
+                weight.requires_grad_(False)
+    return found
+
+
+@contextmanager
+def _hooked(model: Any, hooks: Mapping[str, Any]) -> Iterator[None]:
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout, for the time of the context."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

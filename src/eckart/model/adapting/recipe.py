@@ -1,0 +1,49 @@
+"""What an adapter is made of: the value that recipes build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from eckart.adapt.base import Base, Untouched
+from eckart.adapt.forms import Form
+from eckart.adapt.roles import Role
+from eckart.adapt.scale import OverRank, Scale
+from eckart.adapt.start import Start
+from eckart.adapt.width import AsAsked, Width
+from eckart.model.compression import Paper
+from eckart.stats import Need
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it.
+
+    ``roles`` replaces those of the form where a recipe has others. Raises ``ValueError`` where parts do not fit each other.
+    """
+
+    paper: Paper
+    form: Form
+    start: Start
+    base: Base = Untouched()
+    scale: Scale = OverRank()
+    width: Width = AsAsked()
+    roles: Mapping[str, Role] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.form.check(self.start.gives)
+        unknown = sorted(set(self.roles) - set(self.form.roles))
+        if unknown:
+            raise ValueError(f"there is no tensor {unknown[0]} to give a role: {', '.join(self.form.roles)}")
+        if not any(role.trains for role in self.tensors.values()):
+            raise ValueError("nothing would train: leave the role of one tensor free")
+
+    @property
+    def tensors(self) -> Mapping[str, Role]:
+        """All tensors and their roles."""
+        return {**self.form.roles, **self.roles}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What is to be measured before it can start."""
+        return self.start.needs

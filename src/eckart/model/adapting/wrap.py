@@ -1,0 +1,165 @@
+"""Adapters put into a model that is in memory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from eckart.adapt.forms import scaled
+from eckart.adapt.roles import Role
+from eckart.adapt.seed import Pool, Seen
+from eckart.errors import EckartError
+from eckart.model.adapting.modules import (
+    ADAPTABLE,
+    CONVOLUTIONS,
+    Adapted,
+    AdaptedConvolution,
+    AdaptedLinear,
+    matrix_of,
+    put_matrix,
+)
+from eckart.model.adapting.observe import Batch, observe
+from eckart.model.adapting.recipe import Adapt
+from eckart.model.linear import OperatorLinear
+from eckart.model.run import seeded
+from eckart.model.skeleton import block_names
+from eckart.model.targets import matches
+from eckart.operator import Factors
+
+DTYPE = torch.float32  # of what trains
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A model with adapters in it; everything else in it is frozen."""
+
+    model: Any
+    recipe: Adapt
+    rank: int
+    adapters: Mapping[str, Adapted]
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """The tensors that train by the name that they have in the model, with their roles."""
+        for name, adapter in self.adapters.items():
+            for tensor, role in adapter.roles.items():
+                if role.trains:
+                    yield f"{name}.{tensor}", getattr(adapter, tensor), role
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers train."""
+        return sum(parameter.numel() for _, parameter, _ in self.trainable())
+
+    def groups(self, rate: float, decay: float = 0.0) -> list[dict[str, Any]]:
+        """Parameter groups for an optimiser of ``torch.optim``: tensors with the same rate and decay together."""
+        found: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for _, parameter, role in self.trainable():
+            key = (rate * role.rate, decay if role.decay else 0.0)
+            found.setdefault(key, []).append(parameter)
+        return [{"params": part, "lr": lr, "weight_decay": wd} for (lr, wd), part in found.items()]
+
+    def merge(self) -> Any:
+        """The model with every adapter merged into a plain weight, in the dtype that it had; the adapters are gone."""
+        for name, adapter in self.adapters.items():
+            put_matrix(adapter.base, adapter.merged())
+            _put(self.model, name, adapter.base)
+        return self.model
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The tensors of an adapter as training begins, and what is to be taken from the weight."""
+
+    params: Mapping[str, Tensor]
+    taken: Factors | None
+    scale: float
+
+
+def wrap(
+    model: Any,
+    recipe: Adapt,
+    *,
+    rank: int = 8,
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    batches: Sequence[Batch] = (),
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Wrapped:
+    """Freeze a model and put an adapter beside its linear maps: those inside its blocks, or ``only`` those that patterns fit.
+
+    ``batches`` are keyword arguments of the model, which recipes that start from activations or gradients are measured on. The model
+    is changed in place. Raises ``EckartError`` for a pattern that fits nothing, naming what is near, for a rank that a map is
+    too small for, where batches are missing, and where nothing is left to adapt.
+    """
+    names = targets_of(model, only, exclude)
+    modules = {name: model.get_submodule(name) for name in names}
+    shapes = [tuple(matrix_of(module).shape) for module in modules.values()]
+    pool = Pool((max(m for m, _ in shapes), max(n for _, n in shapes)), seeded(seed, "adapters"))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    begun: dict[str, Begun] = {}
+    for group in observe(model, names, recipe.needs, batches):
+        for name, seen in group.items():
+            try:
+                begun[name] = begin(recipe, replace(seen, pool=pool), rank, seeded(seed, f"adapter/{name}"))
+                if begun[name].taken is not None and isinstance(modules[name], OperatorLinear):
+                    raise ValueError(
+                        "nothing can be taken from a weight that is stored as an operator: densify the checkpoint"
+                    )
+            except ValueError as error:
+                raise EckartError(f"{name} cannot be adapted so: {error}") from error
+    adapters = {}
+    for name, module in modules.items():
+        params, taken, scale = begun[name].params, begun[name].taken, begun[name].scale
+        if taken is not None:
+            put_matrix(module, matrix_of(module).detach().to(torch.float32) - taken.dense())
+        kind = AdaptedConvolution if isinstance(module, CONVOLUTIONS) else AdaptedLinear
+        adapters[name] = kind(module, recipe.form, params, recipe.tensors, scale, taken=taken, dropout=dropout)
+        _put(model, name, adapters[name])
+    return Wrapped(model, recipe, rank, adapters)
+
+
+def begin(recipe: Adapt, seen: Seen, rank: int, rng: Generator) -> Begun:
+    """An adapter of one map as training begins; raises ``ValueError`` where the recipe does not fit the map."""
+    width, scale = recipe.width(rank, seen.shape), recipe.scale(rank)
+    made = recipe.form.init(recipe.start(seen, width, scale, rng), seen.weight, width, rng)
+    params = {key: stored(tensor).to(seen.weight.device) for key, tensor in made.items()}
+    taken = recipe.base(seen.weight, scaled(recipe.form.update(params), scale), width, rng)
+    assert taken is None or isinstance(taken, Factors)
+    return Begun(params, taken, scale)
+
+
+def stored(tensor: Tensor) -> Tensor:
+    """A tensor of an adapter as it is held: floating ones in float32."""
+    return tensor.to(DTYPE) if tensor.is_floating_point() else tensor
+
+
+def targets_of(model: Any, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:
+    """The modules to adapt: linear maps inside the blocks of a model, or those that ``only`` names, less those that ``exclude`` does."""
+    fit = {name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    blocks = block_names(model)
+    for pattern in (*only, *exclude):
+        if not any(matches(name, [pattern]) for name in fit):
+            leaves = {name.split(".")[-1] for name in fit}
+            near = difflib.get_close_matches(pattern.split(".")[-1], sorted(leaves), cutoff=0.3)
+            told = f"near are {', '.join(near)}" if near else f"there are {', '.join(sorted(leaves))}"
+            raise EckartError(f"no linear map of the model is called {pattern!r}: {told}")
+    if only:
+        found = {name for name in fit if matches(name, only)}
+    else:
+        found = {name for name in fit if any(f"{name}.".startswith(f"{block}.") for block in blocks)}
+    found -= {name for name in found if matches(name, exclude)}
+    if not found:
+        raise EckartError(f"{type(model).__name__} has no linear map that is to be adapted")
+    return [name for name, _ in model.named_modules() if name in found]
+
+
+def _put(model: Any, name: str, module: nn.Module) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)

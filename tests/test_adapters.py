@@ -1,0 +1,453 @@
+"""Adapters in models: what they leave alone, what trains, and that merged, exported and stock PEFT's forward are the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import ARCHITECTURES, VOCABULARY
+from outputs import far, loaded, logits, token_ids
+from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from eckart.adapt.forms import Aligned, Band, Directed, Pair, Scattered
+from eckart.adapt.roles import FROZEN, Role
+from eckart.errors import EckartError
+from eckart.linalg import truncated_svd
+from eckart.model.adapting.export import difference, export
+from eckart.model.adapting.modules import Adapted, matrix_of
+from eckart.model.adapting.observe import observe
+from eckart.model.adapting.recipe import Adapt
+from eckart.model.adapting.wrap import Wrapped, wrap
+from eckart.model.compression import Paper
+from eckart.recipes.adapt import ADAPTERS, RANDOM, lora, lora_ga, lora_plus, pissa, svft, vera
+from eckart.stats import Need
+
+RANK = 6
+KINDS = ("llama", "gpt2", "bert")
+# Their starts change the model: by what the truncated base lacks, and by the first step of training.
+CHANGED = ("kasa", "lora-sb")
+# Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
+LARGE_INSIDE = ("nlora", "inttune")
+# The numbers that train for a weight (m, n) at rank r, as the papers count them.
+NUMBERS: dict[str, Callable[[int, int, int], int]] = {
+    "dora": lambda m, n, r: r * (m + n) + m,
+    "kasa": lambda m, n, r: r * (m + n + 1),
+    "sorsa": lambda m, n, r: r * (m + n + 1),
+    "svfit": lambda m, n, r: r,
+    "svft": lambda m, n, r: min(m, n),
+    "nora": lambda m, n, r: 2 * r * 4,
+    "curlora": lambda m, n, r: r * r,
+    "lora-sb": lambda m, n, r: r * r,
+    "nlora": lambda m, n, r: r * (m + n) + r * r,
+    "slora": lambda m, n, r: r * (m + n) + r * r,
+    "inttune": lambda m, n, r: r * r,
+    "block-lora": lambda m, n, r: r // 2 * (m + n),
+    "vera": lambda m, n, r: m + r,
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: ARCHITECTURES[name](tmp_path_factory.mktemp(name) / "model") for name in ("llama", "gpt2")}
+
+
+def classifier() -> Any:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_labels=3,
+    )
+    model = BertForSequenceClassification(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data *= 6  # the stock start is so small that nothing in it matters
+    return model
+
+
+def model_of(kind: str, shelf: dict[str, Path]) -> Any:
+    return classifier() if kind == "bert" else loaded(shelf[kind])
+
+
+def batches(kind: str) -> list[dict[str, Tensor]]:
+    ids = token_ids()
+    labels = torch.tensor([0, 2, 1]) if kind == "bert" else ids
+    return [{"input_ids": ids[i : i + 1], "labels": labels[i : i + 1]} for i in range(3)]
+
+
+def wrapped(key: str, kind: str, shelf: dict[str, Path], **options: Any) -> Wrapped:
+    return wrap(model_of(kind, shelf), ADAPTERS[key](), rank=RANK, batches=batches(kind), **options)
+
+
+def train(model: Any, groups: list[dict[str, Any]], kind: str, steps: int = 3) -> list[float]:
+    optimiser = torch.optim.AdamW(groups)
+    losses = []
+    for step in range(steps):
+        loss = model(**batches(kind)[step % 3]).loss
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimiser.step()
+        optimiser.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("key", ADAPTERS)
+def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tmp_path: Path) -> None:
+    stock = model_of(kind, shelf)
+    before = logits(stock)
+    made = wrapped(key, kind, shelf)
+    # The start changes nothing, but for those whose start is a change.
+    close = 1e-4 if key in LARGE_INSIDE else 1e-5
+    began = far(logits(made.model), before)
+    assert began < close if key not in CHANGED else began > 1e-2
+    # Only what is declared trains, and as many numbers as the paper counts.
+    formula = NUMBERS.get(key, lambda m, n, r: r * (m + n))
+    shapes = [matrix_of(adapter.base).shape for adapter in made.adapters.values()]
+    assert made.numbers == sum(formula(m, n, RANK) for m, n in shapes)
+    declared = {name for name, _, _ in made.trainable()}
+    assert {name for name, parameter in made.model.named_parameters() if parameter.requires_grad} == declared
+    frozen = {name: tensor.clone() for name, tensor in made.model.state_dict().items() if name not in declared}
+    made.model.train()
+    train(made.model, made.groups(1e-2), kind)
+    made.model.eval()
+    assert {name for name, parameter in made.model.named_parameters() if parameter.grad is not None} <= declared
+    now = made.model.state_dict()
+    assert all(torch.equal(tensor, now[name]) for name, tensor in frozen.items())
+    after = logits(made.model)
+    assert far(after, before) > 1e-3
+    # What stock PEFT makes of the export on the untouched model is what is computed here.
+    done = export(made, tmp_path / "adapter", rank=RANK)
+    served = PeftModel.from_pretrained(model_of(kind, shelf), tmp_path / "adapter").eval()
+    if done.is_exact:
+        assert far(logits(served), after) < close
+    else:
+        assert key == "svft"
+    # Merged into plain weights it computes the same.
+    assert far(logits(made.merge()), after) < close
+    assert not any(isinstance(module, Adapted) for module in made.model.modules())
+
+
+@pytest.mark.parametrize("key", [key for key in ADAPTERS if key not in ("dora", "svft")])
+def test_an_export_before_training_changes_what_the_start_does(
+    key: str, shelf: dict[str, Path], tmp_path: Path
+) -> None:
+    made = wrapped(key, "llama", shelf)
+    export(made, tmp_path / "adapter")
+    served = PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "adapter").eval()
+    assert far(logits(served), logits(made.model)) < 2e-5
+
+
+def test_ranks_are_the_least_that_hold_the_change(shelf: dict[str, Path], tmp_path: Path) -> None:
+    """Twice the rank where both sides moved, once where they stayed, the inner one where only that trains."""
+    ranks = {"lora": RANK, "pissa": 2 * RANK, "svfit": RANK, "inttune": RANK, "nora": 4, "block-lora": RANK // 2}
+    for key, rank in ranks.items():
+        made = wrapped(key, "llama", shelf)
+        train(made.model, made.groups(1e-2), "llama")
+        done = export(made, tmp_path / key)
+        assert set(done.ranks.values()) == {rank}, key
+        table = json.loads((tmp_path / key / "adapter_config.json").read_text())
+        assert table["r"] == rank
+        assert table["rank_pattern"] == {}
+
+
+def test_what_is_of_no_low_rank_is_truncated_and_says_so(shelf: dict[str, Path], tmp_path: Path) -> None:
+    made = wrap(loaded(shelf["llama"]), svft(Band(1)), rank=RANK)
+    train(made.model, made.groups(1e-1), "llama")
+    with pytest.raises(EckartError, match=r"layers\.0\.self_attn\.q_proj: the change of its weight is of no low rank"):
+        export(made, tmp_path / "adapter")
+    assert not list(tmp_path.iterdir())
+    done = export(made, tmp_path / "adapter", rank=RANK)
+    assert not done.is_exact
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, adapter in made.adapters.items():
+        whole = difference(adapter).dense().double()
+        place = f"base_model.model.{name}.lora_"
+        left_out = whole - (stored[f"{place}B.weight"] @ stored[f"{place}A.weight"]).double()
+        tail = torch.linalg.svdvals(whole)[RANK:].square().sum().sqrt()
+        assert float(left_out.norm()) == pytest.approx(float(tail), rel=1e-4)
+        bound = done.bounds[name]
+        assert bound.lower is not None
+        assert bound.lower <= float(left_out.norm()) * (1 + 1e-6)
+        assert bound.achieved == pytest.approx(float(left_out.norm()), rel=1e-4)
+
+
+def test_one_rank_for_servers_that_want_one(shelf: dict[str, Path], tmp_path: Path) -> None:
+    recipe = Adapt(paper=Paper("own", ""), form=Pair(), start=RANDOM)
+    model = loaded(shelf["llama"])
+    made = wrap(model, recipe, rank=2, only=["q_proj"])
+    more = wrap(model, recipe, rank=4, only=["v_proj"])
+    both = Wrapped(model, recipe, 4, {**made.adapters, **more.adapters})
+    for adapter in both.adapters.values():
+        for parameter in adapter.parameters():
+            parameter.requires_grad_(True)
+    train(model, both.groups(1e-2), "llama")
+    expected = logits(model)
+    export(both, tmp_path / "own")
+    export(both, tmp_path / "uniform", uniform=True)
+    tables = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("own", "uniform")]
+    assert (tables[0]["r"], set(tables[0]["rank_pattern"].values())) in ((2, {4}), (4, {2}))
+    assert (tables[1]["r"], tables[1]["lora_alpha"], tables[1]["rank_pattern"], tables[1]["alpha_pattern"]) == (
+        4,
+        4,
+        {},
+        {},
+    )
+    for name in ("own", "uniform"):
+        assert far(logits(PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / name).eval()), expected) < 1e-5
+
+
+# ---- against PEFT -----------------------------------------------------------------------------------------------------
+
+
+def names_of(made: Wrapped) -> list[str]:
+    return list(made.adapters)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_the_same_course_as_peft(init: str, shelf: dict[str, Path]) -> None:
+    """Twenty steps of AdamW from PEFT's start and from ours; signs of singular vectors do not count."""
+    made = wrapped(init, "llama", shelf)
+    scale = {"lora_alpha": RANK, "r": RANK, "target_modules": names_of(made)}
+    theirs = get_peft_model(loaded(shelf["llama"]), LoraConfig(init_lora_weights=init, **scale))
+    for name, adapter in made.adapters.items():
+        module = theirs.base_model.model.get_submodule(name)
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        assert far(adapter.params["left"] @ adapter.params["right"], b @ a) < 2e-4
+        signs = torch.sign((adapter.params["left"] * b).sum(0))
+        assert far(adapter.params["left"] * signs, b) < 3e-3  # vectors of values that are near each other mix
+    groups = [{"params": [p for p in theirs.parameters() if p.requires_grad], "lr": 1e-3, "weight_decay": 0.0}]
+    own, other = train(made.model, made.groups(1e-3), "llama", 20), train(theirs, groups, "llama", 20)
+    assert own == pytest.approx(other, rel=1e-3)
+    assert own[-1] < own[2] - 0.05
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_same_course_as_peft_from_the_same_random_start(dora: bool, shelf: dict[str, Path]) -> None:
+    recipe = Adapt(paper=Paper("own", ""), form=Directed(Pair()) if dora else Pair(), start=RANDOM)
+    made = wrap(loaded(shelf["llama"]), recipe, rank=RANK)
+    config = LoraConfig(r=RANK, lora_alpha=16, target_modules=names_of(made), use_dora=dora)
+    theirs = get_peft_model(loaded(shelf["llama"]), config)
+    for name, adapter in made.adapters.items():
+        module = theirs.base_model.model.get_submodule(name)
+        assert float(module.lora_A["default"].weight.abs().max()) == pytest.approx(
+            float(adapter.params["right"].abs().max()), rel=0.1
+        )
+        with torch.no_grad():
+            module.lora_A["default"].weight.copy_(adapter.params["right"])
+    groups = [{"params": [p for p in theirs.parameters() if p.requires_grad], "lr": 1e-2, "weight_decay": 0.0}]
+    own, other = train(made.model, made.groups(1e-2), "llama", 20), train(theirs, groups, "llama", 20)
+    assert own == pytest.approx(other, rel=2e-4)
+    assert own[-1] < own[2] - 0.5
+
+
+def test_the_same_course_as_peft_with_shared_factors(shelf: dict[str, Path]) -> None:
+    """VeRA, on maps of one shape, for which PEFT shares as the paper does."""
+    made = wrap(loaded(shelf["llama"]), vera(), rank=RANK, only=["gate_proj", "up_proj"])
+    config = VeraConfig(r=RANK, target_modules=names_of(made), d_initial=0.1)
+    theirs = get_peft_model(loaded(shelf["llama"]), config)
+    for name, adapter in made.adapters.items():
+        module = theirs.base_model.model.get_submodule(name)
+        a, b = module.vera_A["default"], module.vera_B["default"]
+        assert a.shape == adapter.params["right"].shape
+        assert b.shape == adapter.params["left"].shape
+        a.data.copy_(adapter.params["right"])
+        b.data.copy_(adapter.params["left"])
+    groups = [{"params": [p for p in theirs.parameters() if p.requires_grad], "lr": 1e-1, "weight_decay": 0.0}]
+    own, other = train(made.model, made.groups(1e-1), "llama", 20), train(theirs, groups, "llama", 20)
+    assert own == pytest.approx(other, rel=2e-4)
+    assert own[-1] < own[2] - 0.1
+    first, *others = made.adapters.values()
+    assert all(adapter.right.data_ptr() == first.right.data_ptr() for adapter in others)  # one tensor in memory
+
+
+# ---- what starts are measured on --------------------------------------------------------------------------------------
+
+
+def test_what_is_seen_does_not_depend_on_the_room(shelf: dict[str, Path]) -> None:
+    model = loaded(shelf["llama"])
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in name]
+    needs = frozenset({Need.GRAM, Need.GRADIENTS})
+
+    def seen(room: int) -> Iterator[tuple[str, Any]]:
+        for group in observe(model, names, needs, batches("llama"), room=room):
+            yield from group.items()
+
+    once, often = dict(seen(10**9)), dict(seen(1))
+    assert list(once) == names == list(often)
+    inputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0]))
+        for name in names
+    ]
+    whole = sum(model(**batch).loss for batch in batches("llama")) / 3
+    for handle in handles:
+        handle.remove()
+    weights = [model.get_submodule(name).weight for name in names]
+    for weight in weights:
+        weight.requires_grad_(True)
+    for name, expected in zip(
+        names,
+        torch.autograd.grad(sum(model(**batch).loss for batch in batches("llama")) / 3, weights),
+        strict=True,
+    ):
+        assert torch.allclose(once[name].gradient, expected, atol=1e-6)
+        assert torch.allclose(often[name].gradient, expected, atol=1e-6)
+        rows = torch.cat([x.flatten(0, -2) for x in inputs[name]]).double()
+        assert torch.allclose(once[name].moments.gram, rows.T @ rows, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(often[name].moments.total, rows.sum(0), rtol=1e-9, atol=1e-9)
+        assert once[name].moments.count == len(rows)
+    assert float(whole) > 0
+
+
+def test_hidden_tokens_are_not_seen(shelf: dict[str, Path]) -> None:
+    model = loaded(shelf["llama"])
+    ids = token_ids()[:1]
+    mask = torch.ones_like(ids)
+    mask[:, 20:] = 0
+    name = "model.layers.0.self_attn.q_proj"
+    counts = [
+        next(observe(model, [name], frozenset({Need.GRAM}), [batch]))[name].moments
+        for batch in ({"input_ids": ids, "attention_mask": mask}, {"input_ids": ids[:, :20]})
+    ]
+    assert counts[0] is not None
+    assert counts[1] is not None
+    assert counts[0].count == 20
+    assert counts[0].gram is not None
+    assert counts[1].gram is not None
+    assert torch.allclose(counts[0].gram, counts[1].gram)
+
+
+# ---- roles, places, refusals ------------------------------------------------------------------------------------------
+
+
+def test_roles_become_groups_of_the_optimiser(shelf: dict[str, Path]) -> None:
+    made = wrap(loaded(shelf["llama"]), lora_plus(ratio=16.0), rank=2)
+    groups = made.groups(1e-3, decay=0.1)
+    rates = {group["lr"]: group for group in groups}
+    assert set(rates) == {1e-3, 1.6e-2}
+    lefts = {id(adapter.left) for adapter in made.adapters.values()}
+    assert {id(p) for p in rates[1.6e-2]["params"]} == lefts
+    vectors = wrap(loaded(shelf["llama"]), vera(), rank=2).groups(1e-3, decay=0.1)
+    assert [group["weight_decay"] for group in vectors] == [0.0]
+    recipe = Adapt(paper=Paper("own", ""), form=Pair(), start=RANDOM, roles={"right": FROZEN})
+    made = wrap(loaded(shelf["llama"]), recipe, rank=2, only=["q_proj"])
+    assert {name.rpartition(".")[2] for name, _, _ in made.trainable()} == {"left"}
+
+
+@pytest.mark.parametrize(
+    ("places", "count"), [(Band(0), 48), (Band(2), 48 * 5 - 6), (Scattered(2), 48 * 5 - 6), (Aligned(1), 48 * 3 - 2)]
+)
+def test_places_between_singular_vectors(places: Any, count: int) -> None:
+    u, v = (torch.linalg.qr(torch.randn(48, 48, generator=torch.Generator().manual_seed(s))).Q for s in (1, 2))
+    rows, columns = places(u, v.T, torch.Generator().manual_seed(3))
+    assert len({*zip(rows.tolist(), columns.tolist(), strict=True)}) == count == len(rows)
+    if isinstance(places, Band):
+        assert int((rows - columns).abs().max()) == places.width
+    if isinstance(places, Aligned):
+        alike = (u.T @ v).abs().fill_diagonal_(2.0)
+        chosen = torch.zeros(48, 48, dtype=torch.bool)
+        chosen[rows, columns] = True
+        assert float(alike[chosen].min()) >= float(alike[~chosen].max())
+        with pytest.raises(ValueError, match="48 x 30 weight can't be compared: take a Band"):
+            places(u, v.T[:, :30], torch.Generator())
+
+
+def test_dropout_acts_on_the_update_alone(shelf: dict[str, Path]) -> None:
+    made = wrapped("lora", "llama", shelf, dropout=0.5)
+    before = logits(made.model)
+    made.model.train()
+    assert far(logits(made.model), before) < 1e-6  # the update is zero: nothing of the model itself drops out
+    for adapter in made.adapters.values():
+        adapter.left.data.fill_(0.1)
+    assert far(logits(made.model), logits(made.model)) > 1e-3
+    made.model.eval()
+    assert far(logits(made.model), logits(made.model)) == 0
+
+
+class Pictures(nn.Module):
+    """Two convolutions in a list, so that they are blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)])
+        self.name_or_path = ""
+        self.config = {"model_type": "custom"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.mark.parametrize("key", ["lora", "pissa", "kasa", "svfit", "dora"])
+def test_convolutions_are_matrices_behind_their_outputs(key: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model, x = Pictures(), torch.randn(2, 6, 8, 8)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = model(x)
+    made = wrap(model, ADAPTERS[key](), rank=3)
+    assert (far(model(x), before) < 1e-5) == (key != "kasa")
+    optimiser = torch.optim.AdamW(made.groups(1e-1))
+    for _ in range(3):
+        model(x).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    after = model(x).detach()
+    assert far(after, before) > 1e-2
+    if key != "dora":
+        export(made, tmp_path / "adapter")
+        stock = Pictures()
+        stock.load_state_dict(state)
+        served = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
+        assert far(served(x), after) < 1e-5
+    assert far(made.merge()(x), after) < 1e-5
+
+
+def test_what_cannot_be_adapted_is_told(shelf: dict[str, Path]) -> None:
+    llama = shelf["llama"]
+    with pytest.raises(EckartError, match=r"no linear map of the model is called 'q_prj': near are q_proj"):
+        wrap(loaded(llama), lora(), only=["q_prj"])
+    with pytest.raises(
+        EckartError, match=r"k_proj cannot be adapted so: rank 40 of a map of 24 x 48: give one from 1 to 24"
+    ):
+        wrap(loaded(llama), lora(), rank=40, only=["k_proj"])
+    with pytest.raises(EckartError, match="starts from what the model does with a text: give batches"):
+        wrap(loaded(llama), lora_ga())
+    with pytest.raises(EckartError, match="starts from gradients of the loss: give batches with labels"):
+        wrap(loaded(llama), lora_ga(), batches=[{"input_ids": token_ids()}])
+    with pytest.raises(EckartError, match="no linear map that is to be adapted"):
+        wrap(loaded(llama), lora(), only=["q_proj"], exclude=["layers.*"])
+    with pytest.raises(ValueError, match="no tensor middle to give a role: left, right"):
+        Adapt(paper=Paper("own", ""), form=Pair(), start=RANDOM, roles={"middle": Role()})
+    with pytest.raises(ValueError, match="nothing would train"):
+        Adapt(paper=Paper("own", ""), form=Pair(), start=RANDOM, roles={"left": FROZEN, "right": FROZEN})
+
+
+def test_a_base_in_bfloat16_keeps_its_type(shelf: dict[str, Path]) -> None:
+    model = loaded(shelf["llama"], torch.bfloat16)
+    before = logits(model).float()
+    made = wrap(model, pissa(), rank=RANK)
+    assert {p.dtype for _, p, _ in made.trainable()} == {torch.float32}
+    after = logits(model)
+    assert after.dtype == torch.bfloat16
+    assert far(after.float(), before) < 0.05
+    weights = {a.base.weight.dtype for a in made.adapters.values()}
+    assert weights == {torch.bfloat16}
+    name, adapter = next(iter(made.adapters.items()))
+    tail = torch.linalg.svdvals(matrix_of(adapter.base).double())[0]
+    stock = matrix_of(loaded(shelf["llama"]).get_submodule(name)).double()
+    fit = truncated_svd(stock, RANK, accuracy=0.0, spectral=True)
+    assert float(tail) == pytest.approx(
+        fit.bounds[-1].achieved, rel=0.02
+    )  # what is frozen has the next singular value for norm
