@@ -271,6 +271,44 @@ def test_the_same_course_as_peft_with_shared_factors(shelf: dict[str, Path]) -> 
     assert all(adapter.right.data_ptr() == first.right.data_ptr() for adapter in others)  # one tensor in memory
 
 
+# ---- rules and penalties in a model -----------------------------------------------------------------------------------
+
+
+def test_one_step_moves_the_weights_by_the_projection_of_the_full_gradient(shelf: dict[str, Path]) -> None:
+    """LoRA-Pro from factors that are not zero, against the gradients of the weights themselves."""
+    made = wrapped("lora-pro", "llama", shelf)
+    for number, adapter in enumerate(made.adapters.values()):
+        adapter.left.data.normal_(std=0.05, generator=torch.Generator().manual_seed(number))
+    bases = {name: adapter.base.weight for name, adapter in made.adapters.items()}
+    for weight in bases.values():
+        weight.requires_grad_(True)
+    made.model(**batches("llama")[0]).loss.backward()
+    made.rule()
+    for name, adapter in made.adapters.items():
+        left, right, full = adapter.left.detach().double(), adapter.right.detach().double(), bases[name].grad.double()
+        effect = adapter.scale * (left @ adapter.right.grad.double() + adapter.left.grad.double() @ right)
+        p_left, p_right = left @ torch.linalg.pinv(left), torch.linalg.pinv(right) @ right
+        assert far(effect, p_left @ full + full @ p_right - p_left @ full @ p_right) < 1e-3
+
+
+def test_a_penalty_is_a_mean_over_adapters(shelf: dict[str, Path]) -> None:
+    made = wrapped("kasa", "llama", shelf)
+    expected = torch.stack(
+        [
+            1e-4 * adapter.middle.square().sum()
+            + 1e-3 * (adapter.left.T @ adapter.left - torch.eye(RANK)).norm()
+            + 1e-3 * (adapter.right @ adapter.right.T - torch.eye(RANK)).norm()
+            for adapter in made.adapters.values()
+        ]
+    ).mean()
+    assert float(made.penalty()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(wrapped("sorsa", "llama", shelf).penalty()) < 1e-5  # singular vectors are orthonormal
+    assert float(wrapped("lora", "llama", shelf).penalty()) == 0
+    orthonormal = [*wrapped("sorsa", "llama", shelf).adapters.values()][0]
+    orthonormal.left.data *= 2
+    assert float(sum(penalty(orthonormal.params) for penalty in ADAPTERS["sorsa"]().penalties)) > 1e-4
+
+
 # ---- what starts are measured on --------------------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from eckart.adapt.base import LessStart, LessTail
 from eckart.adapt.draws import Gaussian, Kaiming
 from eckart.adapt.forms import Band, Cored, Directed, Nested, Pair, Places, SparseMiddle, Spectral, Vectors
+from eckart.adapt.penalties import MiddleEnergy, Orthonormal
 from eckart.adapt.pick import Bottom, Crossed
 from eckart.adapt.roles import FROZEN, Role
+from eckart.adapt.rules import Projected, RowsByLength
 from eckart.adapt.scale import Constant, OverRank, OverRoot
 from eckart.adapt.sources import (
     Crossing,
@@ -186,7 +188,7 @@ def lora_sb(rate: float = 1e-3) -> Adapt:
     )
 
 
-def kasa(alpha: float = 16.0) -> Adapt:
+def kasa(alpha: float = 16.0, beta: float = 1e-4, gamma: float = 1e-3) -> Adapt:
     """Three factors with a random diagonal beside a weight without its smallest components."""
     return Adapt(
         paper=Paper(
@@ -200,10 +202,11 @@ def kasa(alpha: float = 16.0) -> Adapt:
         start=Start(Drawn(right=Kaiming(), middle=Gaussian())),
         base=LessTail(),
         scale=OverRank(alpha),
+        penalties=(MiddleEnergy(beta), Orthonormal(gamma)),
     )
 
 
-def sorsa() -> Adapt:
+def sorsa(gamma: float = 4e-4) -> Adapt:
     """The principal singular vectors and values of each weight train, apart."""
     return Adapt(
         paper=Paper(
@@ -214,6 +217,7 @@ def sorsa() -> Adapt:
         start=Start(OfWeight()),
         base=LessStart(),
         scale=Constant(),
+        penalties=(Orthonormal(gamma / 2),),
     )
 
 
@@ -350,6 +354,32 @@ def vera() -> Adapt:
     )
 
 
+def lora_pro(alpha: float = 16.0) -> Adapt:
+    """LoRA whose gradients move the weight as nearly as they can to where the full gradient would."""
+    return Adapt(
+        paper=Paper(
+            "LoRA-Pro: Are Low-Rank Adapters Properly Optimized?",
+            "arXiv:2407.18242",
+            ("damping is relative to the factors; moments are those of the factors, the released default",),
+        ),
+        form=Pair(),
+        start=RANDOM,
+        scale=OverRank(alpha),
+        rule=Projected(),
+    )
+
+
+def allora(eta: float = 2.0) -> Adapt:
+    """LoRA without a scale, whose left factor learns faster where it is small."""
+    return Adapt(
+        paper=Paper("ALLoRA: Adaptive Learning Rate Mitigates LoRA Fatal Flaws", "arXiv:2410.09692"),
+        form=Pair(),
+        start=RANDOM,
+        scale=Constant(),
+        rule=RowsByLength(eta),
+    )
+
+
 ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "lora": lora,
     "rslora": rslora,
@@ -374,4 +404,6 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "inttune": inttune,
     "block-lora": block_lora,
     "vera": vera,
+    "lora-pro": lora_pro,
+    "allora": allora,
 }

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from eckart.adapt.base import Base, Untouched
 from eckart.adapt.forms import Form
+from eckart.adapt.penalties import Penalty
 from eckart.adapt.roles import Role
+from eckart.adapt.rules import GradientRule, Plain
 from eckart.adapt.scale import OverRank, Scale
 from eckart.adapt.start import Start
 from eckart.adapt.width import AsAsked, Width
@@ -19,7 +21,8 @@ from eckart.stats import Need
 class Adapt:
     """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it.
 
-    ``roles`` replaces those of the form where a recipe has others. Raises ``ValueError`` where parts do not fit each other.
+    ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them, and
+    ``penalties`` are added to the loss. Raises ``ValueError`` where parts do not fit each other.
     """
 
     paper: Paper
@@ -29,6 +32,8 @@ class Adapt:
     scale: Scale = OverRank()
     width: Width = AsAsked()
     roles: Mapping[str, Role] = field(default_factory=dict)
+    rule: GradientRule = Plain()
+    penalties: tuple[Penalty, ...] = ()
 
     def __post_init__(self) -> None:
         self.form.check(self.start.gives)
@@ -37,6 +42,9 @@ class Adapt:
             raise ValueError(f"there is no tensor {unknown[0]} to give a role: {', '.join(self.form.roles)}")
         if not any(role.trains for role in self.tensors.values()):
             raise ValueError("nothing would train: leave the role of one tensor free")
+        self.rule.check(self.tensors)
+        for penalty in self.penalties:
+            penalty.check(self.tensors)
 
     @property
     def tensors(self) -> Mapping[str, Role]:

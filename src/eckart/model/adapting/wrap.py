@@ -63,6 +63,20 @@ class Wrapped:
             found.setdefault(key, []).append(parameter)
         return [{"params": part, "lr": lr, "weight_decay": wd} for (lr, wd), part in found.items()]
 
+    def penalty(self) -> Tensor:
+        """What is to be added to the loss: each penalty's mean over the adapters; zero where there is none."""
+        found = [penalty(adapter.params) for penalty in self.recipe.penalties for adapter in self.adapters.values()]
+        return torch.stack(found).sum() / len(self.adapters) if found else torch.zeros(())
+
+    def rule(self) -> None:
+        """Change the gradients by the rule of the recipe; to be called once they are complete, before the optimiser's step."""
+        for adapter in self.adapters.values():
+            tensors = {name: parameter for name, parameter in adapter.params.items() if adapter.roles[name].trains}
+            there = {name: parameter.grad for name, parameter in tensors.items() if parameter.grad is not None}
+            if len(there) == len(tensors):
+                for name, gradient in self.recipe.rule(there, adapter.params, adapter.scale).items():
+                    tensors[name].grad = gradient
+
     def merge(self) -> Any:
         """The model with every adapter merged into a plain weight, in the dtype that it had; the adapters are gone."""
         for name, adapter in self.adapters.items():
