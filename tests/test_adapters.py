@@ -26,7 +26,9 @@ from eckart.model.adapting.observe import observe
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import Wrapped, wrap
 from eckart.model.compression import Paper
-from eckart.recipes.adapt import ADAPTERS, RANDOM, lora, lora_ga, lora_plus, pissa, svft, vera
+from eckart.recipes.adapters import ADAPTERS
+from eckart.recipes.adapters.pairs import RANDOM, lora, lora_ga, lora_plus, pissa
+from eckart.recipes.adapters.products import svft, vera
 from eckart.stats import Need
 
 RANK = 6

@@ -1,0 +1,36 @@
+"""Adapters of the LoRA family: a start, a form, what becomes of the weight, and which tensors train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from eckart.model.adapting.recipe import Adapt
+from eckart.recipes.adapters import pairs, products
+
+ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
+    "lora": pairs.lora,
+    "rslora": pairs.rslora,
+    "lora-plus": pairs.lora_plus,
+    "dora": pairs.dora,
+    "pissa": pairs.pissa,
+    "milora": pairs.milora,
+    "olora": pairs.olora,
+    "corda": pairs.corda,
+    "corda-preview": pairs.corda_preview,
+    "eva": pairs.eva,
+    "lora-ga": pairs.lora_ga,
+    "lora-sb": products.lora_sb,
+    "kasa": products.kasa,
+    "sorsa": products.sorsa,
+    "svfit": products.svfit,
+    "svft": products.svft,
+    "nora": products.nora,
+    "curlora": products.curlora,
+    "nlora": products.nlora,
+    "slora": products.slora,
+    "inttune": products.inttune,
+    "block-lora": pairs.block_lora,
+    "vera": products.vera,
+    "lora-pro": pairs.lora_pro,
+    "allora": pairs.allora,
+}
