@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from eckart.adapt.forms import Aligned, Band, Directed, Pair, Scattered
+from eckart.adapt.forms import Aligned, Band, Directed, Gated, Pair, Scattered
+from eckart.adapt.gates import Router
 from eckart.adapt.roles import FROZEN, Role
+from eckart.adapt.sources import digits
 from eckart.errors import EckartError
 from eckart.linalg import truncated_svd
 from eckart.model.adapting.export import difference, export
@@ -27,6 +30,7 @@ from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import Wrapped, wrap
 from eckart.model.compression import Paper
 from eckart.recipes.adapters import ADAPTERS
+from eckart.recipes.adapters.others import flora_tucker, flylora, moe_lora_riemannian
 from eckart.recipes.adapters.pairs import RANDOM, lora, lora_ga, lora_plus, pissa
 from eckart.recipes.adapters.products import svft, vera
 from eckart.stats import Need
@@ -35,8 +39,26 @@ RANK = 6
 KINDS = ("llama", "gpt2", "bert")
 # Their starts change the model: by what the truncated base lacks, and by the first step of training.
 CHANGED = ("kasa", "lora-sb")
+# Small enough for the models here.
+MADE: dict[str, Callable[[], Adapt]] = {
+    **ADAPTERS,
+    "flylora": lambda: flylora(active=3, share=0.5),
+    "moe-lora-riemannian": lambda: moe_lora_riemannian(experts=4, top=2),
+}
+GATED = ("flylora", "moe-lora-riemannian")  # which directions act depends on the token
+OF_HIGH_RANK = ("svft", "dota")
 # Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
 LARGE_INSIDE = ("nlora", "inttune")
+
+
+def numbers_of_train(m: int, n: int, r: int) -> int:
+    rows, columns = digits(m, 3), digits(n, 3)
+    sizes = [a * b for a, b in zip(rows, columns, strict=True)]
+    bonds = [1, min(r, sizes[0], sizes[1] * sizes[2]), 0, 1]
+    bonds[2] = min(r, bonds[1] * sizes[1], sizes[2])
+    return sum(size * bonds[i] * bonds[i + 1] for i, size in enumerate(sizes))
+
+
 # The numbers that train for a weight (m, n) at rank r, as the papers count them.
 NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "dora": lambda m, n, r: r * (m + n) + m,
@@ -52,6 +74,10 @@ NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "inttune": lambda m, n, r: r * r,
     "block-lora": lambda m, n, r: r // 2 * (m + n),
     "vera": lambda m, n, r: m + r,
+    "flora-tucker": lambda m, n, r: r * (m + n) + r * r,
+    "dota": numbers_of_train,
+    "flylora": lambda m, n, r: r * m,
+    "moe-lora-riemannian": lambda m, n, r: 4 * (r * (m + n) + n),
 }
 
 
@@ -88,7 +114,7 @@ def batches(kind: str) -> list[dict[str, Tensor]]:
 
 
 def wrapped(key: str, kind: str, shelf: dict[str, Path], **options: Any) -> Wrapped:
-    return wrap(model_of(kind, shelf), ADAPTERS[key](), rank=RANK, batches=batches(kind), **options)
+    return wrap(model_of(kind, shelf), MADE[key](), rank=RANK, batches=batches(kind), **options)
 
 
 def train(model: Any, groups: list[dict[str, Any]], kind: str, steps: int = 3) -> list[float]:
@@ -119,7 +145,8 @@ def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tm
     assert made.numbers == sum(formula(m, n, RANK) for m, n in shapes)
     declared = {name for name, _, _ in made.trainable()}
     assert {name for name, parameter in made.model.named_parameters() if parameter.requires_grad} == declared
-    frozen = {name: tensor.clone() for name, tensor in made.model.state_dict().items() if name not in declared}
+    state = made.model.state_dict().items()
+    frozen = {name: tensor.clone() for name, tensor in state if name not in declared and "balance" not in name}
     made.model.train()
     train(made.model, made.groups(1e-2), kind)
     made.model.eval()
@@ -128,19 +155,25 @@ def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tm
     assert all(torch.equal(tensor, now[name]) for name, tensor in frozen.items())
     after = logits(made.model)
     assert far(after, before) > 1e-3
+    if key in GATED:
+        for refused in (lambda: export(made, tmp_path / "adapter", rank=RANK), made.merge):
+            with pytest.raises(EckartError, match="depends on the token: no weight and no LoRA does the same"):
+                refused()
+        assert not list(tmp_path.iterdir())
+        return
     # What stock PEFT makes of the export on the untouched model is what is computed here.
     done = export(made, tmp_path / "adapter", rank=RANK)
     served = PeftModel.from_pretrained(model_of(kind, shelf), tmp_path / "adapter").eval()
     if done.is_exact:
         assert far(logits(served), after) < close
     else:
-        assert key == "svft"
+        assert key in OF_HIGH_RANK
     # Merged into plain weights it computes the same.
     assert far(logits(made.merge()), after) < close
     assert not any(isinstance(module, Adapted) for module in made.model.modules())
 
 
-@pytest.mark.parametrize("key", [key for key in ADAPTERS if key not in ("dora", "svft")])
+@pytest.mark.parametrize("key", [key for key in ADAPTERS if key not in ("dora", *OF_HIGH_RANK, *GATED)])
 def test_an_export_before_training_changes_what_the_start_does(
     key: str, shelf: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -452,6 +485,93 @@ def test_convolutions_are_matrices_behind_their_outputs(key: str, tmp_path: Path
         served = PeftModel.from_pretrained(stock, tmp_path / "adapter").eval()
         assert far(served(x), after) < 1e-5
     assert far(made.merge()(x), after) < 1e-5
+
+
+def test_a_core_tensor_for_the_weight_of_a_convolution(tmp_path: Path) -> None:
+    """Against einsum over all modes; its change is of no low rank as a matrix, and exported as the best of one."""
+    torch.manual_seed(1)
+    model, x = Pictures(), torch.randn(2, 6, 8, 8)
+    before = model(x)
+    made = wrap(model, flora_tucker(modes=4), rank=3)
+    assert made.numbers == 2 * (3 * 3 * 2 * 2 + 2 * 6 * 3 + 2 * 3 * 2)
+    assert far(model(x), before) == 0
+    optimiser = torch.optim.AdamW(made.groups(1e-1))
+    for _ in range(3):
+        model(x).square().mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    for adapter in made.adapters.values():
+        tensors = adapter.params
+        modes = [tensors[f"mode_{i}"] for i in range(4)]
+        expected = 4.0 * torch.einsum("abcd,ia,jb,kc,ld->ijkl", tensors["core"], *modes)
+        assert torch.allclose(adapter.update.dense().reshape(6, 6, 3, 3), expected, atol=1e-5)
+    after = model(x).detach()
+    assert far(after, before) > 1e-2
+    done = export(made, tmp_path / "adapter", rank=2)
+    assert not done.is_exact
+    assert all(bound.lower is not None for bound in done.bounds.values())
+    assert far(made.merge()(x), after) < 1e-5
+    with pytest.raises(EckartError, match="a weight of 4 modes, where the form has 2"):
+        wrap(Pictures(), flora_tucker(), rank=3)
+
+
+# ---- gates ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_directions_act_and_the_balance_follows(shelf: dict[str, Path]) -> None:
+    """FlyLoRA, token by token in NumPy's terms; the frozen side never moves, and a balance that is not zero changes what acts."""
+    made = wrapped("flylora", "llama", shelf)
+    adapter = next(iter(made.adapters.values()))
+    adapter.left.data.normal_(generator=torch.Generator().manual_seed(1))
+    adapter.balance.normal_(std=0.3, generator=torch.Generator().manual_seed(2))
+    x = torch.randn(2, 5, adapter.right.shape[1], generator=torch.Generator().manual_seed(3))
+    z = x @ adapter.right.T
+    expected, counts = torch.zeros(2, 5, adapter.left.shape[0]), torch.zeros(RANK)
+    for i, j in ((i, j) for i in range(2) for j in range(5)):
+        chosen = sorted(range(RANK), key=lambda k: -abs(float(z[i, j, k] + adapter.balance[k])))[:3]
+        counts[chosen] += 1
+        for k in chosen:
+            expected[i, j] += adapter.scale * z[i, j, k] * adapter.left[:, k].detach()
+    before = adapter.balance.clone()
+    assert far(adapter.eval()(x) - adapter.base(x), expected) < 1e-5
+    assert torch.equal(adapter.balance, before)
+    adapter.train()(x)
+    assert torch.allclose(adapter.balance - before, 1e-3 * torch.sign(counts.mean() - counts))
+
+
+def test_all_directions_that_act_are_a_lora(shelf: dict[str, Path], tmp_path: Path) -> None:
+    made = wrap(loaded(shelf["llama"]), flylora(active=RANK, share=0.5), rank=RANK)
+    train(made.model, made.groups(1e-2), "llama")
+    after = logits(made.model.eval())
+    assert export(made, tmp_path / "adapter").is_exact
+    assert far(logits(PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "adapter").eval()), after) < 1e-5
+    assert far(logits(made.merge()), after) < 1e-5
+
+
+def test_experts_are_routed_and_learn_by_the_root_of_their_weight(shelf: dict[str, Path]) -> None:
+    recipes = [moe_lora_riemannian(experts=3, top=2)]
+    recipes.append(replace(recipes[0], form=Gated(Router(3, 2))))
+    outputs, gradients = [], []
+    for recipe in recipes:
+        made = wrap(loaded(shelf["llama"]), recipe, rank=2, only=["q_proj"])
+        adapter = next(iter(made.adapters.values()))
+        adapter.left.data.normal_(generator=torch.Generator().manual_seed(1))
+        x = torch.randn(1, adapter.right.shape[1], generator=torch.Generator().manual_seed(3))
+        y = adapter(x) - adapter.base(x)
+        y.square().sum().backward()
+        outputs.append(y.detach())
+        gradients.append({name: adapter.get_parameter(name).grad.clone() for name in ("left", "right", "router")})
+    shares = (x @ adapter.router.T).softmax(-1)[0].detach()
+    shares[shares.argmin()] = 0
+    shares = (shares / shares.sum()).repeat_interleave(2)
+    expected = adapter.scale * (shares * (x @ adapter.right.T)) @ adapter.left.T
+    assert adapter.scale == 8.0  # of the rank of one expert
+    assert far(outputs[0], expected) < 1e-5
+    assert far(outputs[0], outputs[1]) < 1e-6
+    plain, rooted = gradients[1], gradients[0]
+    assert far(rooted["router"], plain["router"]) < 1e-5
+    assert far(rooted["left"] * shares.sqrt(), plain["left"]) < 1e-5
+    assert far(rooted["right"] * shares.sqrt()[:, None], plain["right"]) < 1e-5
 
 
 def test_what_cannot_be_adapted_is_told(shelf: dict[str, Path]) -> None:

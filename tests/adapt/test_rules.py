@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from eckart.adapt.penalties import MiddleEnergy, Orthonormal
 from eckart.adapt.roles import FREE, FROZEN
-from eckart.adapt.rules import Nearest, Plain, Preconditioned, Projected, RowsByLength, Unfree
+from eckart.adapt.rules import Nearest, PerExpert, Plain, Preconditioned, Projected, RowsByLength, Unfree
 
 M, N, R, S = 12, 9, 3, 1.7
 PAIR = {"left": FREE, "right": FREE}
@@ -107,6 +107,20 @@ def test_no_split_of_a_product_changes_a_preconditioned_step() -> None:
     left, right, eye = params["left"], params["right"], 0.3 * torch.eye(R, dtype=torch.float64)
     assert torch.allclose(found["right"], torch.linalg.inv(left.T @ left + eye) @ gradients["right"])
     assert torch.allclose(found["left"], gradients["left"] @ torch.linalg.inv(right @ right.T + eye))
+
+
+def test_experts_are_preconditioned_by_themselves() -> None:
+    params = {"left": draw(M, 6, seed=2), "right": draw(6, N, seed=3)}
+    gradients = {"left": draw(M, 6, seed=4), "right": draw(6, N, seed=5), "router": draw(2, N, seed=6)}
+    found = PerExpert(Preconditioned(), 2)(gradients, params, S)
+    for columns in (slice(0, 3), slice(3, 6)):
+        own, theirs = ({"left": t["left"][:, columns], "right": t["right"][columns]} for t in (gradients, params))
+        expected = Preconditioned()(own, theirs, S)
+        assert torch.equal(found["left"][:, columns], expected["left"])
+        assert torch.equal(found["right"][columns], expected["right"])
+    assert torch.equal(found["router"], gradients["router"])
+    with pytest.raises(ValueError, match="both train"):
+        PerExpert(Preconditioned(), 2).check({"left": FREE, "right": FROZEN, "router": FREE})
 
 
 def test_rows_by_length_start_at_eta_and_fall() -> None:

@@ -22,8 +22,10 @@ from eckart.adapt.sources import (
     OfFirstStep,
     OfGradient,
     OfInputs,
+    OfTrain,
     OfWeight,
     OrthogonalTriangular,
+    digits,
 )
 from eckart.adapt.split import Even, Levelled, OneSided, Outer, ToTheRight
 from eckart.adapt.start import Start
@@ -253,6 +255,26 @@ def test_what_is_in_common_is_cut_from_one_draw() -> None:
     assert torch.equal(big.right[:, :20], small.right)
     assert float(big.right.abs().max()) == pytest.approx((6 / 50) ** 0.5, rel=0.02)
     assert float(big.left.abs().max()) == pytest.approx((6 / 8) ** 0.5, rel=0.02)
+
+
+def test_a_train_is_the_weight_where_its_bonds_are_wide_enough() -> None:
+    """By contraction with einsum; narrower, it is within the squares that the unfoldings leave."""
+    w = weight((24, 40))
+    rows, columns = digits(24, 3), digits(40, 3)
+    assert (rows, columns) == ((2, 3, 4), (2, 4, 5))
+    for rank, exact in ((100, True), (5, False)):
+        cores = Start(OfTrain(3))(Seen(w), rank, 2.0, rng()).cores
+        whole = 2.0 * torch.einsum("aijb,bklc,cmnd->ikmjln", *cores).reshape(24, 40)
+        off = float((whole - w).norm())
+        assert (off < 1e-10) == exact
+        if not exact:
+            tensor = w.reshape(2, 3, 4, 2, 4, 5).permute(0, 3, 1, 4, 2, 5)
+            left = [torch.linalg.svdvals(tensor.reshape(size, -1))[rank:].square().sum() for size in (4, 48)]
+            assert float(max(left)) ** 0.5 - 1e-9 <= off <= float(sum(left)) ** 0.5 + 1e-9
+        sizes = [float(core.norm()) for core in cores]
+        assert max(sizes) < 1.5 * min(sizes) or rank == 100  # the scale is spread evenly
+    assert digits(7, 3) == (1, 1, 7)
+    assert digits(1, 2) == (1, 1)
 
 
 def test_a_tail_is_what_a_truncation_leaves_out() -> None:

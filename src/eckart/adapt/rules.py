@@ -121,6 +121,29 @@ class Preconditioned:
 
 
 @dataclass(frozen=True)
+class PerExpert:
+    """A rule of pairs for each of ``experts`` equal parts of the directions by itself."""
+
+    of: GradientRule
+    experts: int
+
+    def check(self, roles: Mapping[str, Role]) -> None:
+        """What the rule asks for, of both factors."""
+        self.of.check({name: roles[name] for name in (LEFT, RIGHT) if name in roles})
+
+    def __call__(self, gradients: Params, params: Params, scale: float) -> dict[str, Tensor]:
+        """The gradients, part by part."""
+        parts = []
+        for columns in torch.arange(len(params[RIGHT])).chunk(self.experts):
+            own, theirs = (
+                {LEFT: table[LEFT][:, columns], RIGHT: table[RIGHT][columns]} for table in (gradients, params)
+            )
+            parts.append(self.of(own, theirs, scale))
+        left, right = torch.cat([part[LEFT] for part in parts], 1), torch.cat([part[RIGHT] for part in parts])
+        return {**gradients, LEFT: left, RIGHT: right}
+
+
+@dataclass(frozen=True)
 class RowsByLength:
     """The gradient of each row b of B times ``1 / sqrt(||b|| + 1 / eta^2)``: eta at zero, less as the row grows.
 

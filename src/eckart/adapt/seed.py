@@ -11,17 +11,21 @@ from torch import Generator, Tensor
 from eckart.adapt.draws import Draw
 from eckart.stats import Moments
 
-LEFT, MIDDLE, CORE, RIGHT = "left", "middle", "core", "right"
+LEFT, MIDDLE, CORE, RIGHT, CORES = "left", "middle", "core", "right", "cores"
 
 
 @dataclass(frozen=True)
 class Seed:
-    """Where an adapter begins: ``left`` (m, r), ``middle`` (r,), ``core`` (r, r), ``right`` (r, n); what is ``None`` the form fills in."""
+    """Where an adapter begins: ``left`` (m, r), ``middle`` (r,), ``core`` (r, r), ``right`` (r, n), or the ``cores`` of a tensor train.
+
+    What is ``None`` the form fills in.
+    """
 
     left: Tensor | None = None
     middle: Tensor | None = None
     core: Tensor | None = None
     right: Tensor | None = None
+    cores: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,12 @@ class Seen:
     moments: Moments | None = None  # of its inputs
     gradient: Tensor | None = None  # (m, n), the mean over samples
     pool: Pool | None = None
+    sizes: tuple[int, ...] = ()  # of the weight of a convolution, before it was flattened behind its outputs
+
+    @property
+    def natural(self) -> Tensor:
+        """The weight with all its modes."""
+        return self.weight.reshape(self.sizes) if self.sizes else self.weight
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -10,11 +10,11 @@ from torch import Generator, Tensor
 
 from eckart.adapt.draws import Draw
 from eckart.adapt.pick import Pick
-from eckart.adapt.seed import CORE, LEFT, MIDDLE, RIGHT, Seed, Seen
+from eckart.adapt.seed import CORE, CORES, LEFT, MIDDLE, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
-from eckart.linalg import ACCURACY, qr, symmetric_eigen, truncated_svd
+from eckart.linalg import ACCURACY, qr, symmetric_eigen, tensor_train, truncated_svd
 from eckart.metric import Metric
-from eckart.operator import Factors
+from eckart.operator import Factors, TensorTrain
 from eckart.stats import MetricRule, Need, Plain
 
 
@@ -247,6 +247,50 @@ class Crossing:
         block = wide[i][:, j]
         core = torch.linalg.pinv(block, rtol=self.cutoff) if self.inverted else block
         return Seed(left=wide[:, j], core=core, right=wide[i])
+
+
+@dataclass(frozen=True)
+class OfTrain:
+    """The weight as a tensor train of ``count`` cores, both of its sides being split into as many digits, as even as they can be.
+
+    Between neighbours there are as many directions as the rank says, and no more than they can hold.
+
+    >>> from eckart.adapt.pick import Top
+    >>> [tuple(core.shape) for core in OfTrain(2)(Seen(torch.ones(6, 4)), Top(), 5, torch.Generator()).cores]
+    [(1, 2, 2, 4), (4, 3, 2, 1)]
+    """
+
+    count: int = 3
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({CORES})
+    ordered: ClassVar[bool] = False
+    approximates: ClassVar[bool] = True
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """The cores."""
+        m, n = seen.shape
+        rows, columns = digits(m, self.count), digits(n, self.count)
+        found = tensor_train(seen.weight, rows, columns, rank, dtype=torch.float64, rng=rng).op
+        assert isinstance(found, TensorTrain)
+        return Seed(cores=found.cores)
+
+
+def digits(size: int, count: int) -> tuple[int, ...]:
+    """``count`` factors of a size, ascending, as even as they can be made by its prime factors.
+
+    >>> digits(320, 3), digits(7, 2)
+    ((5, 8, 8), (1, 7))
+    """
+    primes, rest, divisor = [], size, 2
+    while rest > 1:
+        while rest % divisor == 0:
+            primes.append(divisor)
+            rest //= divisor
+        divisor += 1
+    found = [1] * count
+    for prime in reversed(primes):
+        found[found.index(min(found))] *= prime
+    return tuple(sorted(found))
 
 
 def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: float, rng: Generator) -> Seed:

@@ -57,5 +57,6 @@ class Start:
                 seed,
                 middle=None if seed.middle is None else seed.middle / scale,
                 core=None if seed.core is None else seed.core / scale,
+                cores=tuple(core / scale ** (1 / len(seed.cores)) for core in seed.cores),
             )
         return self.split(seed, seen.shape)

@@ -42,6 +42,21 @@ class All:
 
 
 @dataclass(frozen=True)
+class ForEach:
+    """The rank for each of several ``experts``.
+
+    >>> ForEach(3)(2, (3, 4))
+    6
+    """
+
+    experts: int
+
+    def __call__(self, rank: int, shape: tuple[int, int]) -> int:
+        """The number."""
+        return self.experts * AsAsked()(rank, shape)
+
+
+@dataclass(frozen=True)
 class PartOf:
     """The rank, divided by a number of ``blocks`` that are summed up.
 

@@ -36,7 +36,7 @@ class Directed:
 
     def init(self, seed: Seed, weight: Tensor, rank: int, rng: Generator) -> dict[str, Tensor]:
         """The tensors of the other form, and the lengths of the rows of the weight."""
-        lengths = torch.linalg.vector_norm(weight.to(torch.float64), dim=1)
+        lengths = torch.linalg.vector_norm(weight.to(torch.float64).flatten(1), dim=1)
         return {**self.of.init(seed, weight, rank, rng), LENGTHS: lengths}
 
     def update(self, params: Params) -> Operator:

@@ -95,6 +95,7 @@ def difference(adapter: Adapted) -> Operator:
 
 
 def _entry(name: str, adapter: Adapted, rank: int | None) -> _Entry:
+    adapter.check_is_matrix()
     whole = difference(adapter)
     if isinstance(adapter.form, Directed):
         if not isinstance(adapter.form.of, Pair) or adapter.taken is not None:

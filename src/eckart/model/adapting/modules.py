@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from eckart.adapt.forms import Directed, Form, applied, scaled
+from eckart.adapt.forms import Directed, Form, Gated, applied, scaled
 from eckart.adapt.roles import Role
+from eckart.errors import EckartError
 from eckart.model.linear import OperatorLinear, apply_to_rows
-from eckart.operator import Dense, Factors, Operator, Sum
+from eckart.operator import Blueprint, Dense, Operator, Sum, describe
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ADAPTABLE = (nn.Linear, Conv1D, *CONVOLUTIONS)  # an OperatorLinear is a Linear
@@ -32,7 +33,7 @@ class Adapted(nn.Module):
         roles: Mapping[str, Role],
         scale: float,
         *,
-        taken: Factors | None = None,
+        taken: Operator | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -43,8 +44,9 @@ class Adapted(nn.Module):
                 self.register_parameter(name, nn.Parameter(tensor))
             else:
                 self.register_buffer(name, tensor)
-        self.register_buffer("taken_left", None if taken is None else taken.left.clone())
-        self.register_buffer("taken_right", None if taken is None else taken.right.clone())
+        self._taken = None if taken is None else Blueprint.of(describe(taken))
+        for name, tensor in ({} if taken is None else taken.tensors()).items():
+            self.register_buffer(f"taken_{name}", tensor.detach().clone())
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -57,14 +59,25 @@ class Adapted(nn.Module):
         return scaled(self.form.update(self.params), self.scale)
 
     @property
-    def taken(self) -> Factors | None:
+    def taken(self) -> Operator | None:
         """What the base lacks of the weight that it was."""
-        left: Any = self.taken_left
-        right: Any = self.taken_right
-        return None if left is None else Factors(left, right)
+        if self._taken is None:
+            return None
+        return self._taken.build({name: getattr(self, f"taken_{name}") for name in self._taken.names()})
+
+    def check_is_matrix(self) -> None:
+        """Raise ``EckartError`` where the update is no matrix, since which of its directions act depends on the token."""
+        if isinstance(self.form, Gated) and not self.form.gate.is_open(self.form.update(self.params).rank):
+            raise EckartError(
+                "which directions of the adapter act depends on the token: no weight and no LoRA does the same"
+            )
 
     def merged(self) -> Tensor:
-        """The weight (outputs, inputs) of base and adapter together, in float64; a convolution's flattened behind its outputs."""
+        """The weight (outputs, inputs) of base and adapter together, in float64; a convolution's flattened behind its outputs.
+
+        Raises ``EckartError`` where what the adapter does depends on the token.
+        """
+        self.check_is_matrix()
         with torch.no_grad():
             params = {name: t.double() if t.is_floating_point() else t for name, t in self.params.items()}
             return applied(self.form, Dense(matrix_of(self.base).double()), params, self.scale).dense()
@@ -86,6 +99,13 @@ class AdaptedLinear(Adapted):
             bias = self.base.bias
             return y if bias is None else y + bias
         y = self.base(x)
+        if isinstance(self.form, Gated):
+            update, weights = self.form.outputs(self.params, inputs, self.dropout(inputs))
+            if self.training:
+                with torch.no_grad():
+                    for name, tensor in self.form.gate.moved(self.params, weights).items():
+                        getattr(self, name).copy_(tensor)
+            return y + (self.scale * update).to(y.dtype)
         return y + apply_to_rows(self.update, self.dropout(inputs)).to(y.dtype)
 
 

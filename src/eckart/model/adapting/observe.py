@@ -45,9 +45,13 @@ def observe(
         moments = _moments(model, group, batches, gram=gram) if needs - {Need.GRADIENTS} else {}
         gradients = _gradients(model, group, batches) if Need.GRADIENTS in needs else {}
         yield {
-            name: Seen(matrix_of(model.get_submodule(name)).detach(), moments.get(name), gradients.get(name))
-            for name in group
+            name: Seen(matrix_of(module).detach(), moments.get(name), gradients.get(name), sizes=_sizes(module))
+            for name, module in ((name, model.get_submodule(name)) for name in group)
         }
+
+
+def _sizes(module: nn.Module) -> tuple[int, ...]:
+    return tuple(module.weight.shape) if isinstance(module, CONVOLUTIONS) else ()
 
 
 def _bytes(matrix: Tensor, needs: frozenset[Need]) -> int:

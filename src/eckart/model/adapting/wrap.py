@@ -29,7 +29,7 @@ from eckart.model.linear import OperatorLinear
 from eckart.model.run import seeded
 from eckart.model.skeleton import block_names
 from eckart.model.targets import matches
-from eckart.operator import Factors
+from eckart.operator import Operator
 
 DTYPE = torch.float32  # of what trains
 
@@ -90,7 +90,7 @@ class Begun:
     """The tensors of an adapter as training begins, and what is to be taken from the weight."""
 
     params: Mapping[str, Tensor]
-    taken: Factors | None
+    taken: Operator | None
     scale: float
 
 
@@ -132,7 +132,7 @@ def wrap(
     for name, module in modules.items():
         params, taken, scale = begun[name].params, begun[name].taken, begun[name].scale
         if taken is not None:
-            put_matrix(module, matrix_of(module).detach().to(torch.float32) - taken.dense())
+            put_matrix(module, matrix_of(module).detach().to(torch.float32) - taken.dense().to(torch.float32))
         kind = AdaptedConvolution if isinstance(module, CONVOLUTIONS) else AdaptedLinear
         adapters[name] = kind(module, recipe.form, params, recipe.tensors, scale, taken=taken, dropout=dropout)
         _put(model, name, adapters[name])
@@ -142,10 +142,9 @@ def wrap(
 def begin(recipe: Adapt, seen: Seen, rank: int, rng: Generator) -> Begun:
     """An adapter of one map as training begins; raises ``ValueError`` where the recipe does not fit the map."""
     width, scale = recipe.width(rank, seen.shape), recipe.scale(rank)
-    made = recipe.form.init(recipe.start(seen, width, scale, rng), seen.weight, width, rng)
+    made = recipe.form.init(recipe.start(seen, width, scale, rng), seen.natural, width, rng)
     params = {key: stored(tensor).to(seen.weight.device) for key, tensor in made.items()}
     taken = recipe.base(seen.weight, scaled(recipe.form.update(params), scale), width, rng)
-    assert taken is None or isinstance(taken, Factors)
     return Begun(params, taken, scale)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from eckart.model.adapting.recipe import Adapt
-from eckart.recipes.adapters import pairs, products
+from eckart.recipes.adapters import others, pairs, products
 
 ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "lora": pairs.lora,
@@ -33,4 +33,8 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "vera": products.vera,
     "lora-pro": pairs.lora_pro,
     "allora": pairs.allora,
+    "flora-tucker": others.flora_tucker,
+    "dota": others.dota,
+    "flylora": others.flylora,
+    "moe-lora-riemannian": others.moe_lora_riemannian,
 }
