@@ -141,8 +141,9 @@ def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tm
     assert began < close if key not in CHANGED else began > 1e-2
     # Only what is declared trains, and as many numbers as the paper counts.
     formula = NUMBERS.get(key, lambda m, n, r: r * (m + n))
-    shapes = [matrix_of(adapter.base).shape for adapter in made.adapters.values()]
-    assert made.numbers == sum(formula(m, n, RANK) for m, n in shapes)
+    ranks = {name: len(adapter.right) if key == "eva" else RANK for name, adapter in made.adapters.items()}
+    shapes = [(*matrix_of(adapter.base).shape, ranks[name]) for name, adapter in made.adapters.items()]
+    assert made.numbers == sum(formula(m, n, r) for m, n, r in shapes)
     declared = {name for name, _, _ in made.trainable()}
     assert {name for name, parameter in made.model.named_parameters() if parameter.requires_grad} == declared
     state = made.model.state_dict().items()
@@ -381,6 +382,40 @@ def test_what_is_seen_does_not_depend_on_the_room(shelf: dict[str, Path]) -> Non
         assert torch.allclose(often[name].moments.total, rows.sum(0), rtol=1e-9, atol=1e-9)
         assert once[name].moments.count == len(rows)
     assert float(whole) > 0
+
+
+def test_ranks_go_where_directions_explain_most(shelf: dict[str, Path], tmp_path: Path) -> None:
+    """EVA's ranks from all explained variances in one list; they add up, and the scale is the same everywhere."""
+    made = wrapped("eva", "llama", shelf)
+    model = loaded(shelf["llama"])
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in name]
+    inputs: dict[str, list[Tensor]] = {name: [] for name in names}
+    for name in names:
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs[name].append(args[0]))
+    for batch in batches("llama"):
+        model(**batch)
+    pooled, variances = [], {}
+    for name in names:
+        rows = torch.cat([x.flatten(0, -2) for x in inputs[name]]).double()
+        variances[name] = torch.linalg.svdvals(rows - rows.mean(0)).square()
+        pooled += [(float(value / variances[name].sum()), name) for value in variances[name][: 2 * RANK]]
+    best = sorted(pooled, reverse=True)[: RANK * len(names)]
+    ranks = {name: adapter.left.shape[1] for name, adapter in made.adapters.items()}
+    explained = [
+        float(value / variances[name].sum()) for name, rank in ranks.items() for value in variances[name][:rank]
+    ]
+    assert sum(ranks.values()) == RANK * len(names)
+    assert max(ranks.values()) <= 2 * RANK
+    assert len(set(ranks.values())) > 2
+    # Maps with the same inputs tie, so what is explained is compared, not who explains it.
+    assert sorted(explained, reverse=True) == pytest.approx([share for share, _ in best], rel=1e-6)
+    for adapter in made.adapters.values():
+        rows = adapter.right.double()
+        assert torch.allclose(rows @ rows.T, torch.eye(len(rows), dtype=torch.float64), atol=1e-6)
+    assert {adapter.scale for adapter in made.adapters.values()} == {16 / RANK}
+    table = json.loads((export(made, tmp_path / "adapter").folder / "adapter_config.json").read_text())
+    assert table["rank_pattern"]
+    assert set(table["rank_pattern"]) == set(table["alpha_pattern"])
 
 
 def test_hidden_tokens_are_not_seen(shelf: dict[str, Path]) -> None:

@@ -18,6 +18,13 @@ from eckart.operator import Factors, TensorTrain
 from eckart.stats import MetricRule, Need, Plain
 
 
+class Explaining(Protocol):
+    """A source that knows how much each of its directions explains."""
+
+    def shares(self, seen: Seen) -> Tensor:
+        """Of what there is to explain the share of each direction, descending, adding up to 1."""
+
+
 class Source(Protocol):
     """Makes the parts of a start; ``gives`` names those that it makes, and what is ``ordered`` may be picked from.
 
@@ -184,6 +191,11 @@ class OfInputs:
         found = symmetric_eigen(self.moment(seen))
         _, picked = pick(rank, len(found.values))
         return Seed(right=found.vectors[:, picked].T)
+
+    def shares(self, seen: Seen) -> Tensor:
+        """Of the variance of the inputs the share of each direction, descending."""
+        values = symmetric_eigen(self.moment(seen)).values.clamp(min=0)
+        return values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)
 
     def moment(self, seen: Seen) -> Tensor:
         """The covariance (n, n), or the second moment."""

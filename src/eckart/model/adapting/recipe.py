@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from eckart.adapt.base import Base, Untouched
 from eckart.adapt.forms import Form
 from eckart.adapt.penalties import Penalty
+from eckart.adapt.redistribute import Redistribute
 from eckart.adapt.roles import Role
 from eckart.adapt.rules import GradientRule, Plain
 from eckart.adapt.scale import OverRank, Scale
@@ -22,7 +23,7 @@ class Adapt:
     """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it.
 
     ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them, and
-    ``penalties`` are added to the loss. Raises ``ValueError`` where parts do not fit each other.
+    ``penalties`` are added to the loss. ``ranks`` differ from map to map. Raises ``ValueError`` where parts do not fit each other.
     """
 
     paper: Paper
@@ -34,6 +35,7 @@ class Adapt:
     roles: Mapping[str, Role] = field(default_factory=dict)
     rule: GradientRule = Plain()
     penalties: tuple[Penalty, ...] = ()
+    ranks: Redistribute | None = None
 
     def __post_init__(self) -> None:
         self.form.check(self.start.gives)
@@ -43,6 +45,10 @@ class Adapt:
         if not any(role.trains for role in self.tensors.values()):
             raise ValueError("nothing would train: leave the role of one tensor free")
         self.rule.check(self.tensors)
+        if self.ranks is not None and not hasattr(self.start.source, "shares"):
+            raise ValueError(
+                f"ranks go by what directions explain, which {type(self.start.source).__name__} does not tell: leave ranks out"
+            )
         for penalty in self.penalties:
             penalty.check(self.tensors)
 

@@ -118,10 +118,12 @@ def wrap(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     begun: dict[str, Begun] = {}
+    ranks = _ranks(model, recipe, names, rank, batches)
     for group in observe(model, names, recipe.needs, batches):
-        for name, seen in group.items():
+        for name, seen in ((name, seen) for name, seen in group.items() if ranks[name]):
             try:
-                begun[name] = begin(recipe, replace(seen, pool=pool), rank, seeded(seed, f"adapter/{name}"))
+                rng = seeded(seed, f"adapter/{name}")
+                begun[name] = begin(recipe, replace(seen, pool=pool), ranks[name], recipe.scale(rank), rng)
                 if begun[name].taken is not None and isinstance(modules[name], OperatorLinear):
                     raise ValueError(
                         "nothing can be taken from a weight that is stored as an operator: densify the checkpoint"
@@ -129,7 +131,7 @@ def wrap(
             except ValueError as error:
                 raise EckartError(f"{name} cannot be adapted so: {error}") from error
     adapters = {}
-    for name, module in modules.items():
+    for name, module in ((name, module) for name, module in modules.items() if name in begun):
         params, taken, scale = begun[name].params, begun[name].taken, begun[name].scale
         if taken is not None:
             put_matrix(module, matrix_of(module).detach().to(torch.float32) - taken.dense().to(torch.float32))
@@ -139,9 +141,22 @@ def wrap(
     return Wrapped(model, recipe, rank, adapters)
 
 
-def begin(recipe: Adapt, seen: Seen, rank: int, rng: Generator) -> Begun:
+def _ranks(model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: Sequence[Batch]) -> Mapping[str, int]:
+    """The rank of each map; statistics are taken anew for it, so that not all of them are held."""
+    if recipe.ranks is None:
+        return dict.fromkeys(names, rank)
+    source: Any = recipe.start.source
+    shares = {
+        name: source.shares(seen)
+        for group in observe(model, names, recipe.needs, batches)
+        for name, seen in group.items()
+    }
+    return recipe.ranks(shares, rank)
+
+
+def begin(recipe: Adapt, seen: Seen, rank: int, scale: float, rng: Generator) -> Begun:
     """An adapter of one map as training begins; raises ``ValueError`` where the recipe does not fit the map."""
-    width, scale = recipe.width(rank, seen.shape), recipe.scale(rank)
+    width = recipe.width(rank, seen.shape)
     made = recipe.form.init(recipe.start(seen, width, scale, rng), seen.natural, width, rng)
     params = {key: stored(tensor).to(seen.weight.device) for key, tensor in made.items()}
     taken = recipe.base(seen.weight, scaled(recipe.form.update(params), scale), width, rng)

@@ -6,6 +6,7 @@ from eckart.adapt.base import LessStart
 from eckart.adapt.draws import Kaiming
 from eckart.adapt.forms import Directed, Pair
 from eckart.adapt.pick import Bottom, Crossed
+from eckart.adapt.redistribute import Redistribute
 from eckart.adapt.roles import Role
 from eckart.adapt.rules import Projected, RowsByLength
 from eckart.adapt.scale import Constant, OverRank, OverRoot
@@ -136,7 +137,7 @@ def corda_preview(damping: float = 0.01) -> Adapt:
     )
 
 
-def eva(alpha: float = 16.0, *, centred: bool = True) -> Adapt:
+def eva(alpha: float = 16.0, most: float = 2.0, *, centred: bool = True) -> Adapt:
     """LoRA that reads the directions in which its inputs vary most."""
     return Adapt(
         paper=Paper(
@@ -144,11 +145,13 @@ def eva(alpha: float = 16.0, *, centred: bool = True) -> Adapt:
             "arXiv:2410.07170",
             (
                 "directions are those of all inputs seen, exactly; the paper updates them batch by batch until they settle",
+                "the scale stays that of the rank asked for, whatever rank a map gets, as in the released code",
             ),
         ),
         form=Pair(),
         start=Start(OfInputs(centred)),
         scale=OverRank(alpha),
+        ranks=Redistribute(most=most),
     )
 
 
