@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from eckart.adapt.forms import Aligned, Band, Directed, Gated, Pair, Scattered
-from eckart.adapt.gates import Router
-from eckart.adapt.roles import FROZEN, Role
-from eckart.adapt.sources import digits
+from eckart.adapters.forms import Aligned, Band, Directed, Gated, Pair, Scattered
+from eckart.adapters.gates import Router
+from eckart.adapters.roles import FROZEN, Role
+from eckart.adapters.sources import digits
 from eckart.errors import EckartError
 from eckart.linalg import truncated_svd
 from eckart.model.adapting.export import difference, export

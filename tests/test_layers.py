@@ -21,11 +21,11 @@ LAYERS: tuple[frozenset[str], ...] = tuple(
             ("linalg",),
             ("stats", "measure"),
             ("approx", "allocate"),
-            ("adapt", "optim", "merge"),
+            ("adapters", "optim", "merge"),
             ("bonds",),
             ("model",),
             ("recipes",),
-            ("api",),
+            ("api", "adapt"),
             ("cli", "report"),
         ),
     )

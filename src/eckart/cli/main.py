@@ -12,7 +12,7 @@ from types import FrameType
 import typer
 
 from eckart._version import __version__
-from eckart.cli import commands, healing
+from eckart.cli import adapting, commands, healing
 from eckart.cli.show import fail
 from eckart.errors import EckartError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.command("compress")(commands.compress)
 app.command("heal")(healing.heal)
+app.command("adapt")(adapting.adapt)
 app.command("verify")(commands.verify)
 app.command("densify")(commands.densify)
 app.command("restore")(commands.restore)

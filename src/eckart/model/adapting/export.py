@@ -5,15 +5,15 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from eckart.adapt.forms import Directed, Pair, scaled
-from eckart.adapt.forms.directed import LENGTHS
+from eckart.adapters.forms import Directed, Pair, scaled
+from eckart.adapters.forms.directed import LENGTHS
 from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.linalg import truncated_svd
@@ -70,22 +70,28 @@ def export(wrapped: Wrapped, out: str | Path, *, rank: int | None = None, unifor
     """
     out = Path(out)
     check_free(out)
+    scratch = work_folder(out)
+    try:
+        found = written(wrapped, scratch, rank=rank, uniform=uniform)
+        move_into_place(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return replace(found, folder=out)
+
+
+def written(wrapped: Wrapped, folder: Path, *, rank: int | None = None, uniform: bool = False) -> Exported:
+    """As ``export`` to a folder that is not yet where it belongs; whatever is there is replaced."""
     entries = {name: _entry(name, adapter, rank) for name, adapter in wrapped.adapters.items()}
     if uniform:
         most = max(entry.rank for entry in entries.values())
         entries = {name: _filled(entry, most) for name, entry in entries.items()}
-    scratch = work_folder(out)
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    make_folder(scratch)
-    try:
-        write_all(scratch / WEIGHTS, _tensors(wrapped, entries))
-        write_json(scratch / CONFIG, _config(wrapped, entries))
-        move_into_place(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    make_folder(folder)
+    write_all(folder / WEIGHTS, _tensors(wrapped, entries))
+    write_json(folder / CONFIG, _config(wrapped, entries))
     bounds = {name: entry.bound for name, entry in entries.items() if entry.bound is not None}
-    return Exported(out, {name: entry.rank for name, entry in entries.items()}, bounds)
+    return Exported(folder, {name: entry.rank for name, entry in entries.items()}, bounds)
 
 
 def difference(adapter: Adapted) -> Operator:
@@ -151,6 +157,9 @@ def _tensors(wrapped: Wrapped, entries: Mapping[str, _Entry]) -> dict[str, Tenso
         found[f"{place}.lora_A.weight"], found[f"{place}.lora_B.weight"] = right.contiguous(), left.contiguous()
         if entry.lengths is not None:
             found[f"{place}.lora_magnitude_vector"] = entry.lengths
+    for name in wrapped.whole:
+        tensors = wrapped.model.get_submodule(name).state_dict()
+        found |= {f"base_model.model.{name}.{key}": tensor for key, tensor in tensors.items()}
     return {name: tensor.detach().cpu() for name, tensor in sorted(found.items())}
 
 
@@ -171,6 +180,7 @@ def _config(wrapped: Wrapped, entries: Mapping[str, _Entry]) -> dict[str, object
         "use_dora": any(entry.lengths is not None for entry in entries.values()),
         "lora_dropout": 0.0,
         "bias": "none",
+        "modules_to_save": list(wrapped.whole) or None,
         "inference_mode": True,
         "init_lora_weights": True,
     }

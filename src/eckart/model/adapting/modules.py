@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from eckart.adapt.forms import Directed, Form, Gated, applied, scaled
-from eckart.adapt.roles import Role
+from eckart.adapters.forms import Directed, Form, Gated, applied, scaled
+from eckart.adapters.roles import Role
 from eckart.errors import EckartError
 from eckart.model.linear import OperatorLinear, apply_to_rows
 from eckart.operator import Blueprint, Dense, Operator, Sum, describe

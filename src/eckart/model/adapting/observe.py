@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eckart.adapt.seed import Seen
+from eckart.adapters.seed import Seen
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import CONVOLUTIONS, matrix_of, turned
 from eckart.stats import Moments, Need

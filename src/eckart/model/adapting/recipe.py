@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from eckart.adapt.base import Base, Untouched
-from eckart.adapt.forms import Form
-from eckart.adapt.penalties import Penalty
-from eckart.adapt.redistribute import Redistribute
-from eckart.adapt.roles import Role
-from eckart.adapt.rules import GradientRule, Plain
-from eckart.adapt.scale import OverRank, Scale
-from eckart.adapt.start import Start
-from eckart.adapt.width import AsAsked, Width
+from eckart.adapters.base import Base, Untouched
+from eckart.adapters.forms import Form
+from eckart.adapters.penalties import Penalty
+from eckart.adapters.redistribute import Redistribute
+from eckart.adapters.roles import Role
+from eckart.adapters.rules import GradientRule, Plain
+from eckart.adapters.scale import OverRank, Scale
+from eckart.adapters.start import Start
+from eckart.adapters.width import AsAsked, Width
 from eckart.model.compression import Paper
 from eckart.stats import Need
 

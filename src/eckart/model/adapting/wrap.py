@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from eckart.adapt.forms import scaled
-from eckart.adapt.roles import Role
-from eckart.adapt.seed import Pool, Seen
+from eckart.adapters.forms import scaled
+from eckart.adapters.roles import FREE, Role
+from eckart.adapters.seed import Pool, Seen
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import (
     ADAPTABLE,
@@ -42,6 +42,7 @@ class Wrapped:
     recipe: Adapt
     rank: int
     adapters: Mapping[str, Adapted]
+    whole: tuple[str, ...] = ()  # modules that train as they are: a new classifier's head
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """The tensors that train by the name that they have in the model, with their roles."""
@@ -49,6 +50,9 @@ class Wrapped:
             for tensor, role in adapter.roles.items():
                 if role.trains:
                     yield f"{name}.{tensor}", getattr(adapter, tensor), role
+        for name in self.whole:
+            for tensor, parameter in self.model.get_submodule(name).named_parameters():
+                yield f"{name}.{tensor}", parameter, FREE
 
     @property
     def numbers(self) -> int:
@@ -102,21 +106,30 @@ def wrap(
     only: Sequence[str] = (),
     exclude: Sequence[str] = (),
     batches: Sequence[Batch] = (),
+    whole: Sequence[str] = (),
     dropout: float = 0.0,
     seed: int = 0,
 ) -> Wrapped:
     """Freeze a model and put an adapter beside its linear maps: those inside its blocks, or ``only`` those that patterns fit.
 
-    ``batches`` are keyword arguments of the model, which recipes that start from activations or gradients are measured on. The model
-    is changed in place. Raises ``EckartError`` for a pattern that fits nothing, naming what is near, for a rank that a map is
-    too small for, where batches are missing, and where nothing is left to adapt.
+    Modules that ``whole`` names train as they are. ``batches`` are keyword arguments of the model, which recipes that start from
+    activations or gradients are measured on. The model is changed in place.
+
+    Raises ``EckartError`` for a pattern that fits nothing, naming what is near, for a rank that a map is too small for, where batches are
+    missing, and where nothing is left to adapt.
     """
     names = targets_of(model, only, exclude)
+    begun = begin_all(model, recipe, names, rank=rank, batches=batches, seed=seed)
+    return install(model, recipe, begun, rank=rank, whole=whole, dropout=dropout)
+
+
+def begin_all(
+    model: Any, recipe: Adapt, names: Sequence[str], *, rank: int, batches: Sequence[Batch] = (), seed: int = 0
+) -> dict[str, Begun]:
+    """An adapter for each of these maps as training begins; the model stays as it is. Errors are those of ``wrap``."""
     modules = {name: model.get_submodule(name) for name in names}
     shapes = [tuple(matrix_of(module).shape) for module in modules.values()]
     pool = Pool((max(m for m, _ in shapes), max(n for _, n in shapes)), seeded(seed, "adapters"))
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     begun: dict[str, Begun] = {}
     ranks = _ranks(model, recipe, names, rank, batches)
     for group in observe(model, names, recipe.needs, batches):
@@ -130,15 +143,44 @@ def wrap(
                     )
             except ValueError as error:
                 raise EckartError(f"{name} cannot be adapted so: {error}") from error
+    return begun
+
+
+def install(
+    model: Any, recipe: Adapt, begun: Mapping[str, Begun], *, rank: int, whole: Sequence[str] = (), dropout: float = 0.0
+) -> Wrapped:
+    """Freeze a model, take from its weights what is to be taken, and put adapters beside them. The model is changed in place."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     adapters = {}
-    for name, module in ((name, module) for name, module in modules.items() if name in begun):
-        params, taken, scale = begun[name].params, begun[name].taken, begun[name].scale
-        if taken is not None:
-            put_matrix(module, matrix_of(module).detach().to(torch.float32) - taken.dense().to(torch.float32))
+    # In the order of the model, wherever the starts come from: optimisers know tensors by their number.
+    for name in [name for name, _ in model.named_modules() if name in begun]:
+        module, start = model.get_submodule(name), begun[name]
+        if start.taken is not None:
+            put_matrix(module, matrix_of(module).detach().to(torch.float32) - start.taken.dense().to(torch.float32))
         kind = AdaptedConvolution if isinstance(module, CONVOLUTIONS) else AdaptedLinear
-        adapters[name] = kind(module, recipe.form, params, recipe.tensors, scale, taken=taken, dropout=dropout)
+        adapters[name] = kind(
+            module, recipe.form, start.params, recipe.tensors, start.scale, taken=start.taken, dropout=dropout
+        )
         _put(model, name, adapters[name])
-    return Wrapped(model, recipe, rank, adapters)
+    made = Wrapped(model, recipe, rank, adapters, tuple(whole))
+    for _, parameter, _ in made.trainable():
+        parameter.requires_grad_(True)
+    return made
+
+
+def heads_of(model: Any) -> list[str]:
+    """The modules of a classifier that give its labels, beside the model that it stands on.
+
+    Raises ``EckartError`` where there is none that holds weights.
+    """
+    base = getattr(model, "base_model", None)
+    found = [
+        name for name, module in model.named_children() if module is not base and any(True for _ in module.parameters())
+    ]
+    if not found or base is None or base is model:
+        raise EckartError(f"{type(model).__name__} has no head of its own that gives labels")
+    return found
 
 
 def _ranks(model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: Sequence[Batch]) -> Mapping[str, int]:

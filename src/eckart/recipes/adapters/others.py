@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from eckart.adapt.base import LessStart
-from eckart.adapt.draws import Kaiming, SparseRows
-from eckart.adapt.forms import Gated, Train, Tucker
-from eckart.adapt.gates import Router, TopRanks
-from eckart.adapt.roles import FROZEN
-from eckart.adapt.rules import PerExpert, Preconditioned
-from eckart.adapt.scale import Constant, OverRank
-from eckart.adapt.sources import Drawn, OfTrain
-from eckart.adapt.start import Start
-from eckart.adapt.width import ForEach
+from eckart.adapters.base import LessStart
+from eckart.adapters.draws import Kaiming, SparseRows
+from eckart.adapters.forms import Gated, Train, Tucker
+from eckart.adapters.gates import Router, TopRanks
+from eckart.adapters.roles import FROZEN
+from eckart.adapters.rules import PerExpert, Preconditioned
+from eckart.adapters.scale import Constant, OverRank
+from eckart.adapters.sources import Drawn, OfTrain
+from eckart.adapters.start import Start
+from eckart.adapters.width import ForEach
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.compression import Paper
 

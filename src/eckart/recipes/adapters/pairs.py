@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from eckart.adapt.base import LessStart
-from eckart.adapt.draws import Kaiming
-from eckart.adapt.forms import Directed, Pair
-from eckart.adapt.pick import Bottom, Crossed
-from eckart.adapt.redistribute import Redistribute
-from eckart.adapt.roles import Role
-from eckart.adapt.rules import Projected, RowsByLength
-from eckart.adapt.scale import Constant, OverRank, OverRoot
-from eckart.adapt.sources import (
+from eckart.adapters.base import LessStart
+from eckart.adapters.draws import Kaiming
+from eckart.adapters.forms import Directed, Pair
+from eckart.adapters.pick import Bottom, Crossed
+from eckart.adapters.redistribute import Redistribute
+from eckart.adapters.roles import Role
+from eckart.adapters.rules import Projected, RowsByLength
+from eckart.adapters.scale import Constant, OverRank, OverRoot
+from eckart.adapters.sources import (
     Drawn,
     OfGradient,
     OfInputs,
     OfWeight,
     OrthogonalTriangular,
 )
-from eckart.adapt.split import Even, Levelled
-from eckart.adapt.start import Start
-from eckart.adapt.width import PartOf
+from eckart.adapters.split import Even, Levelled
+from eckart.adapters.start import Start
+from eckart.adapters.width import PartOf
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.compression import Paper
 from eckart.stats import Covariance

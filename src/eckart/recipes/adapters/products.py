@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from eckart.adapt.base import LessStart, LessTail
-from eckart.adapt.draws import Gaussian, Kaiming
-from eckart.adapt.forms import Band, Cored, Nested, Places, SparseMiddle, Spectral, Vectors
-from eckart.adapt.penalties import MiddleEnergy, Orthonormal
-from eckart.adapt.roles import FROZEN, Role
-from eckart.adapt.scale import Constant, OverRank
-from eckart.adapt.sources import (
+from eckart.adapters.base import LessStart, LessTail
+from eckart.adapters.draws import Gaussian, Kaiming
+from eckart.adapters.forms import Band, Cored, Nested, Places, SparseMiddle, Spectral, Vectors
+from eckart.adapters.penalties import MiddleEnergy, Orthonormal
+from eckart.adapters.roles import FROZEN, Role
+from eckart.adapters.scale import Constant, OverRank
+from eckart.adapters.sources import (
     Crossing,
     Drawn,
     InCommon,
     OfFirstStep,
     OfWeight,
 )
-from eckart.adapt.split import Even, Outer
-from eckart.adapt.start import Start
-from eckart.adapt.width import All
+from eckart.adapters.split import Even, Outer
+from eckart.adapters.start import Start
+from eckart.adapters.width import All
 from eckart.linalg import DEIM, Rarest
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.compression import Paper

@@ -10,12 +10,12 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Generator, Tensor
 
-from eckart.adapt.base import LessTail
-from eckart.adapt.draws import Gaussian, Kaiming, SparseRows
-from eckart.adapt.forms import Cored, Nested, Pair, Spectral
-from eckart.adapt.pick import Bottom, Crossed, Ends, Top
-from eckart.adapt.seed import Pool, Seed, Seen
-from eckart.adapt.sources import (
+from eckart.adapters.base import LessTail
+from eckart.adapters.draws import Gaussian, Kaiming, SparseRows
+from eckart.adapters.forms import Cored, Nested, Pair, Spectral
+from eckart.adapters.pick import Bottom, Crossed, Ends, Top
+from eckart.adapters.seed import Pool, Seed, Seen
+from eckart.adapters.sources import (
     Crossing,
     Drawn,
     InCommon,
@@ -27,9 +27,9 @@ from eckart.adapt.sources import (
     OrthogonalTriangular,
     digits,
 )
-from eckart.adapt.split import Even, Levelled, OneSided, Outer, ToTheRight
-from eckart.adapt.start import Start
-from eckart.adapt.width import PartOf
+from eckart.adapters.split import Even, Levelled, OneSided, Outer, ToTheRight
+from eckart.adapters.start import Start
+from eckart.adapters.width import PartOf
 from eckart.linalg import DEIM, Rarest
 from eckart.stats import Covariance, Gram, Moments, Plain
 

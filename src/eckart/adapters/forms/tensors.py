@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.draws import Gaussian
-from eckart.adapt.forms.protocol import take
-from eckart.adapt.roles import FREE, Role
-from eckart.adapt.seed import CORE, CORES, Params, Seed
+from eckart.adapters.draws import Gaussian
+from eckart.adapters.forms.protocol import take
+from eckart.adapters.roles import FREE, Role
+from eckart.adapters.seed import CORE, CORES, Params, Seed
 from eckart.operator import Dense, Factors, Operator, TensorTrain
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.draws import Draw
+from eckart.adapters.draws import Draw
 from eckart.stats import Moments
 
 LEFT, MIDDLE, CORE, RIGHT, CORES = "left", "middle", "core", "right", "cores"
@@ -32,7 +32,7 @@ class Seed:
 class Pool:
     """Random matrices that all adapters of a model have in common: each is drawn once, in the ``largest`` shape, and cut from there.
 
-    >>> from eckart.adapt.draws import Gaussian
+    >>> from eckart.adapters.draws import Gaussian
     >>> pool = Pool((4, 3), torch.Generator().manual_seed(0))
     >>> big, small = (pool.cut("left", Gaussian(), (rows, 2), (4, 2)) for rows in (4, 3))
     >>> torch.equal(big[:3], small), big.data_ptr() == small.data_ptr()

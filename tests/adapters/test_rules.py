@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.penalties import MiddleEnergy, Orthonormal
-from eckart.adapt.roles import FREE, FROZEN
-from eckart.adapt.rules import Nearest, PerExpert, Plain, Preconditioned, Projected, RowsByLength, Unfree
+from eckart.adapters.penalties import MiddleEnergy, Orthonormal
+from eckart.adapters.roles import FREE, FROZEN
+from eckart.adapters.rules import Nearest, PerExpert, Plain, Preconditioned, Projected, RowsByLength, Unfree
 
 M, N, R, S = 12, 9, 3, 1.7
 PAIR = {"left": FREE, "right": FREE}

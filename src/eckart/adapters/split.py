@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from eckart.adapt.seed import LEFT, MIDDLE, RIGHT, Seed
+from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed
 
 
 class Split(Protocol):

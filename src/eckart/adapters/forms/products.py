@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.draws import Draw, Kaiming, Level
-from eckart.adapt.forms.protocol import take
-from eckart.adapt.roles import FREE, FROZEN, Role
-from eckart.adapt.seed import CORE, LEFT, MIDDLE, RIGHT, Params, Seed
+from eckart.adapters.draws import Draw, Kaiming, Level
+from eckart.adapters.forms.protocol import take
+from eckart.adapters.roles import FREE, FROZEN, Role
+from eckart.adapters.seed import CORE, LEFT, MIDDLE, RIGHT, Params, Seed
 from eckart.operator import Factors
 
 OUTPUTS, WITHIN = "outputs", "within"

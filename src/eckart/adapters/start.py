@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from torch import Generator
 
-from eckart.adapt.pick import Pick, Top
-from eckart.adapt.seed import Seed, Seen
-from eckart.adapt.sources import Source
-from eckart.adapt.split import Apart, Split
+from eckart.adapters.pick import Pick, Top
+from eckart.adapters.seed import Seed, Seen
+from eckart.adapters.sources import Source
+from eckart.adapters.split import Apart, Split
 from eckart.stats import Need
 
 
@@ -17,8 +17,8 @@ from eckart.stats import Need
 class Start:
     """The parts that ``source`` makes, ``pick`` chooses and ``split`` shares out.
 
-    >>> from eckart.adapt.sources import OfWeight
-    >>> from eckart.adapt.split import Even
+    >>> from eckart.adapters.sources import OfWeight
+    >>> from eckart.adapters.split import Even
     >>> sorted(Start(OfWeight(), split=Even()).gives)
     ['left', 'right']
 

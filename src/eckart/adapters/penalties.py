@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from eckart.adapt.roles import Role
-from eckart.adapt.seed import LEFT, MIDDLE, RIGHT, Params
+from eckart.adapters.roles import Role
+from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
 
 
 class Penalty(Protocol):

@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.pick import Bottom
-from eckart.adapt.sources import components
+from eckart.adapters.pick import Bottom
+from eckart.adapters.sources import components
 from eckart.metric import Metric
 from eckart.operator import Factors, Operator
 

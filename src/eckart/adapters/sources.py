@@ -8,9 +8,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.draws import Draw
-from eckart.adapt.pick import Pick
-from eckart.adapt.seed import CORE, CORES, LEFT, MIDDLE, RIGHT, Seed, Seen
+from eckart.adapters.draws import Draw
+from eckart.adapters.pick import Pick
+from eckart.adapters.seed import CORE, CORES, LEFT, MIDDLE, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
 from eckart.linalg import ACCURACY, qr, symmetric_eigen, tensor_train, truncated_svd
 from eckart.metric import Metric
@@ -55,7 +55,7 @@ class Source(Protocol):
 class Drawn:
     """Random parts; a side that is not drawn begins at zero.
 
-    >>> from eckart.adapt.draws import Kaiming
+    >>> from eckart.adapters.draws import Kaiming
     >>> sorted(Drawn(right=Kaiming()).gives)
     ['right']
     """
@@ -111,7 +111,7 @@ class OfWeight:
 
     With ``W R = U S V^T`` the parts are ``U``, ``S`` and ``S^-1 U^T W``, which is ``V^T R^-1`` where R has an inverse and needs none.
 
-    >>> from eckart.adapt.pick import Top
+    >>> from eckart.adapters.pick import Top
     >>> seed = OfWeight()(Seen(torch.diag(torch.tensor([1.0, 3.0]))), Top(), 1, torch.Generator())
     >>> seed.middle.tolist(), seed.right.abs().tolist()
     ([3.0], [[0.0, 1.0]])
@@ -171,7 +171,7 @@ class OfFirstStep:
 class OfInputs:
     """Directions of greatest variance of the inputs, or of greatest second moment where they are not ``centred``, as rows.
 
-    >>> from eckart.adapt.pick import Top
+    >>> from eckart.adapters.pick import Top
     >>> from eckart.stats import Moments
     >>> moments = Moments.zeros(2, gram=True)
     >>> moments.add(torch.tensor([[5.0, 1.0], [5.0, -1.0]]))
@@ -210,7 +210,7 @@ class OfInputs:
 class OrthogonalTriangular:
     """The first columns of Q and the first rows of R of ``W = Q R``, whose product is W projected onto its first columns.
 
-    >>> from eckart.adapt.pick import Top
+    >>> from eckart.adapters.pick import Top
     >>> OrthogonalTriangular()(Seen(torch.tensor([[3.0, 1.0], [4.0, 1.0]])), Top(), 1, torch.Generator()).right.round(decimals=6).tolist()
     [[5.0, 1.4]]
     """
@@ -234,7 +234,7 @@ class Crossing:
     ``W[:, J] pinv(W[I, J]) W[I]`` is W where the block in the middle has the rank of W. Singular values of the block below
     ``cutoff`` of its largest are left out. With ``inverted`` false the block itself lies in the middle.
 
-    >>> from eckart.adapt.pick import Top
+    >>> from eckart.adapters.pick import Top
     >>> from eckart.linalg import PivotedQR
     >>> w = torch.outer(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0]))
     >>> seed = Crossing(PivotedQR(), PivotedQR())(Seen(w), Top(), 1, torch.Generator())
@@ -267,7 +267,7 @@ class OfTrain:
 
     Between neighbours there are as many directions as the rank says, and no more than they can hold.
 
-    >>> from eckart.adapt.pick import Top
+    >>> from eckart.adapters.pick import Top
     >>> [tuple(core.shape) for core in OfTrain(2)(Seen(torch.ones(6, 4)), Top(), 5, torch.Generator()).cores]
     [(1, 2, 2, 4), (4, 3, 2, 1)]
     """

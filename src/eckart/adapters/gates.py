@@ -9,9 +9,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.draws import Kaiming
-from eckart.adapt.roles import FROZEN, Role
-from eckart.adapt.seed import Params
+from eckart.adapters.draws import Kaiming
+from eckart.adapters.roles import FROZEN, Role
+from eckart.adapters.seed import Params
 
 BALANCE, ROUTER = "balance", "router"
 

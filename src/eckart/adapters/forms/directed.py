@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.forms.protocol import Form
-from eckart.adapt.roles import Role
-from eckart.adapt.seed import Params, Seed
+from eckart.adapters.forms.protocol import Form
+from eckart.adapters.roles import Role
+from eckart.adapters.seed import Params, Seed
 from eckart.operator import Diagonal, Operator, Product, Sum
 
 LENGTHS = "lengths"

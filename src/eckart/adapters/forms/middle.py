@@ -9,9 +9,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapt.forms.protocol import take
-from eckart.adapt.roles import FREE, FROZEN, Role
-from eckart.adapt.seed import LEFT, RIGHT, Params, Seed
+from eckart.adapters.forms.protocol import take
+from eckart.adapters.roles import FREE, FROZEN, Role
+from eckart.adapters.seed import LEFT, RIGHT, Params, Seed
 from eckart.operator import Dense, Operator, Product
 
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Generator, Tensor
 
-from eckart.adapt.roles import Role
-from eckart.adapt.seed import Params, Seed
+from eckart.adapters.roles import Role
+from eckart.adapters.seed import Params, Seed
 from eckart.operator import Operator
 
 

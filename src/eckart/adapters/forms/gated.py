@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from eckart.adapt.forms.products import Pair
-from eckart.adapt.gates import Gate
-from eckart.adapt.roles import Role
-from eckart.adapt.seed import LEFT, RIGHT, Params, Seed
+from eckart.adapters.forms.products import Pair
+from eckart.adapters.gates import Gate
+from eckart.adapters.roles import Role
+from eckart.adapters.seed import LEFT, RIGHT, Params, Seed
 from eckart.operator import Factors
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from eckart.adapt.forms.directed import Directed
-from eckart.adapt.forms.protocol import Form
-from eckart.adapt.seed import Params
+from eckart.adapters.forms.directed import Directed
+from eckart.adapters.forms.protocol import Form
+from eckart.adapters.seed import Params
 from eckart.operator import Dense, Diagonal, Factors, Operator, Product, Sum
 
 
@@ -12,7 +12,7 @@ def applied(form: Form, base: Operator, params: Params, scale: float) -> Operato
     """``base + scale update``, and where the form says so its rows brought to lengths.
 
     >>> import torch
-    >>> from eckart.adapt.forms.products import Pair
+    >>> from eckart.adapters.forms.products import Pair
     >>> one = torch.ones(1, 1)
     >>> applied(Pair(), Dense(one), {"left": one, "right": one}, 2.0).dense().tolist()
     [[3.0]]

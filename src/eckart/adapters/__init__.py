@@ -1,0 +1,1 @@
+"""Parts that adapters are made of: starts, forms, roles, rules and penalties, as functions and values on tensors."""

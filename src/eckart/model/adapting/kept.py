@@ -1,0 +1,74 @@
+"""Adapters on the disk as they begin and as they stand, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from eckart.errors import EckartError
+from eckart.model.adapting.wrap import Begun, Wrapped
+from eckart.model.files import read_json, write_json
+from eckart.model.tensorfile import TensorFile, write_all
+from eckart.operator import Blueprint, describe
+
+TENSORS, TABLE = "begun.safetensors", "begun.json"
+TAKEN = "taken:"  # before the names of the tensors of what was taken from a weight
+
+
+def write_begun(folder: Path, begun: Mapping[str, Begun]) -> None:
+    """Write how adapters begin: tensors first, then the table that makes them whole."""
+    tensors: dict[str, Tensor] = {}
+    table: dict[str, Any] = {}
+    for name, start in begun.items():
+        tensors |= {f"{name}|{key}": tensor for key, tensor in start.params.items()}
+        taken = {} if start.taken is None else start.taken.tensors()
+        tensors |= {f"{name}|{TAKEN}{key}": tensor for key, tensor in taken.items()}
+        table[name] = {"scale": start.scale, "taken": None if start.taken is None else describe(start.taken)}
+    write_all(folder / TENSORS, tensors)
+    write_json(folder / TABLE, table)
+
+
+def read_begun(folder: Path) -> dict[str, Begun] | None:
+    """How adapters begin, ``None`` where that was not written to its end."""
+    if not (folder / TABLE).exists():
+        return None
+    table: Mapping[str, Any] = read_json(folder / TABLE)
+    file = TensorFile(folder / TENSORS)
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in table}
+    for entry in file.specs:
+        name, _, key = entry.rpartition("|")
+        if name not in parts:
+            raise EckartError(f"{folder / TENSORS} does not go with {TABLE} beside it: begin anew with --restart")
+        parts[name][key] = file.read(entry)
+    found = {}
+    for name, told in table.items():
+        record = told["taken"]
+        taken = {key.removeprefix(TAKEN): tensor for key, tensor in parts[name].items() if key.startswith(TAKEN)}
+        params = {key: tensor for key, tensor in parts[name].items() if not key.startswith(TAKEN)}
+        found[name] = Begun(params, None if record is None else Blueprint.of(record).build(taken), told["scale"])
+    return found
+
+
+def state_of(wrapped: Wrapped) -> dict[str, Tensor]:
+    """All tensors that training may change, by name: of the adapters, and of modules that train as they are."""
+    found = {
+        f"{name}|{key}": tensor.detach()
+        for name, adapter in wrapped.adapters.items()
+        for key, tensor in adapter.params.items()
+    }
+    for name in wrapped.whole:
+        found |= {f"{name}|{key}": tensor for key, tensor in wrapped.model.get_submodule(name).state_dict().items()}
+    return found
+
+
+def put_state(wrapped: Wrapped, state: Mapping[str, Tensor]) -> None:
+    """Put such tensors in place."""
+    for entry, tensor in state.items():
+        name, _, key = entry.rpartition("|")
+        if name in wrapped.adapters:
+            wrapped.adapters[name].params[key].data.copy_(tensor)
+        else:
+            wrapped.model.get_submodule(name).state_dict()[key].copy_(tensor)
