@@ -28,8 +28,9 @@ class Orthonormal:
     """``weight (||B^T B - I|| + ||A A^T - I||)``: zero where the columns of B and the rows of A are orthonormal; norms may be ``squared``.
 
     >>> eye = torch.eye(2)
-    >>> float(Orthonormal(1.0)({"left": eye, "right": 2 * eye})), float(Orthonormal(1.0, squared=True)({"left": eye, "right": 2 * eye}))
-    (4.2426..., 18.0)
+    >>> sides = {"left": eye, "right": 2 * eye}
+    >>> [round(float(Orthonormal(1.0, squared)(sides)), 4) for squared in (False, True)]
+    [4.2426, 18.0]
     """
 
     weight: float

@@ -20,7 +20,7 @@ class Redistribute:
 
     >>> shares = {"a": torch.tensor([0.6, 0.3, 0.1]), "b": torch.tensor([0.4, 0.35, 0.25])}
     >>> Redistribute()(shares, 2)
-    {'a': 1, 'b': 3}
+    {'a': 2, 'b': 2}
 
     Raises ``ValueError`` for a ``most`` below 1.
     """

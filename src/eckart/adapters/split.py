@@ -39,6 +39,7 @@ class Apart:
 class Even:
     """The root of each value to either side.
 
+    >>> import torch
     >>> one = torch.ones(1, 1)
     >>> split = Even()(Seed(left=one, middle=torch.tensor([4.0]), right=one), (1, 1))
     >>> split.left.tolist(), split.right.tolist(), split.middle
@@ -63,6 +64,7 @@ class Even:
 class ToTheRight:
     """All of each value to the right, so that the columns of the left keep their length.
 
+    >>> import torch
     >>> one = torch.ones(1, 1)
     >>> ToTheRight()(Seed(left=one, middle=torch.tensor([4.0]), right=one), (1, 1)).right.tolist()
     [[4.0]]
@@ -84,6 +86,7 @@ class ToTheRight:
 class Levelled:
     """The values are left out; vectors of both sides have the length ``m^(1/4) / sqrt(gamma)``, m being the number of outputs.
 
+    >>> import torch
     >>> one = torch.ones(1, 1)
     >>> Levelled(gamma=4.0)(Seed(left=one, middle=torch.tensor([9.0]), right=one), (16, 1)).left.tolist()
     [[1.0]]
