@@ -37,15 +37,16 @@ def test_readme_commands_run_and_leave_what_they_promise(tmp_path: Path) -> None
     output = run(["bash", "-euo", "pipefail", "-c", "".join(blocks("sh"))], tmp_path)
     assert "everything that was checked holds" in output
     assert (tmp_path / "small" / "eckart.json").stat().st_size > 1000
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
     assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
     assert '"healing"' in (tmp_path / "healed" / "eckart.json").read_text()
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_readme_python_runs_in_a_fresh_process(tmp_path: Path, number: int) -> None:
     examples = blocks("python")
-    assert len(examples) == 3
+    assert len(examples) == 4
     example = examples[number]
     assert len([line for line in example.splitlines() if line.strip()]) <= 12
     (tmp_path / "example.py").write_text(example, encoding="utf-8")
