@@ -34,4 +34,4 @@ def logits(model: Any) -> Tensor:
 
 def far(a: Tensor, b: Tensor) -> float:
     """The largest difference, by the largest entry of ``b``."""
-    return float((a - b).abs().max() / b.abs().max())
+    return float((a - b).detach().abs().max() / b.detach().abs().max())

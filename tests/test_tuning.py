@@ -202,11 +202,21 @@ def test_training_ends_early_with_the_best(model: Path, data: Path, tmp_path: Pa
     assert total / sum(counts) == pytest.approx(done.judged[best], rel=0.05)  # the export is that of the best step
 
 
+def test_fewer_directions_are_left_in_the_end(model: Path, data: Path, tmp_path: Path) -> None:
+    course = Course(steps=20, batch=4, rate=1e-2, held_out=0.0)
+    done = tune(model, data, tmp_path / "out", RECIPES["adalora"](), rank=6, course=course)
+    assert sum(done.ranks.values()) == round(2 / 3 * 6 * 21)
+    assert len(set(done.ranks.values())) > 1
+    assert done.trained[20] < done.trained[10]
+    before = logits(loaded(model))
+    assert far(logits(PeftModel.from_pretrained(loaded(model), tmp_path / "out").eval()), before) > 1e-2
+
+
 # ---- kills ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pissa", "eva", "lora-ga"])
+@pytest.mark.parametrize("recipe", ["pissa", "eva", "lora-ga", "adalora"])
 @pytest.mark.parametrize(
     ("function", "when"),
     [

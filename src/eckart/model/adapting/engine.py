@@ -56,6 +56,7 @@ class Task:
     model: Path
     data: Path
     recipe: Adapt
+    called: str = ""  # what whoever asked calls the model
     rank: int = 8
     only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -105,7 +106,7 @@ def tune(
     if not finished:
         check_free(out)
     folder = Checkpoint(resolve(model)).folder
-    parts = {"only": tuple(only), "exclude": tuple(exclude), "labels": labels}
+    parts = {"called": str(model), "only": tuple(only), "exclude": tuple(exclude), "labels": labels}
     task = Task(model=folder, data=Path(data), recipe=recipe, rank=rank, **parts)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
     records = read_records(task.data, labelled=labels is not None)
@@ -165,6 +166,7 @@ def _trained(
 ) -> tuple[Wrapped, list[dict[str, Any]]]:
     """The model with its adapters after training, and what was noted on the way."""
     model = _loaded(task, course)
+    model.name_or_path = task.called  # which the export tells, so that PEFT finds the model by itself
     begun = read_begun(work)
     if begun is None:
         names = targets_of(model, task.only, task.exclude)

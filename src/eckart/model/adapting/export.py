@@ -110,7 +110,10 @@ def _entry(name: str, adapter: Adapted, rank: int | None) -> _Entry:
             )
         return _Entry(*_both(whole), adapter.scale, lengths=adapter.params[LENGTHS].detach())
     if isinstance(whole, Factors):
-        return _Entry(whole.left, whole.right, adapter.scale)
+        # Directions that a schedule has set to zero are not stored, unless there are no others.
+        there = (whole.left.abs().amax(0) > 0) & (whole.right.abs().amax(1) > 0)
+        there |= not bool(there.any())
+        return _Entry(whole.left[:, there], whole.right[there], adapter.scale)
     found = low_rank_form(whole)
     if found is not None:
         left, right = _both(_least(found))

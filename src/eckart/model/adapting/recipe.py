@@ -12,6 +12,7 @@ from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import Role
 from eckart.adapters.rules import GradientRule, Plain
 from eckart.adapters.scale import OverRank, Scale
+from eckart.adapters.schedules import Constant, Schedule
 from eckart.adapters.start import Start
 from eckart.adapters.width import AsAsked, Width
 from eckart.model.compression import Paper
@@ -23,7 +24,9 @@ class Adapt:
     """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it.
 
     ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them, and
-    ``penalties`` are added to the loss. ``ranks`` differ from map to map. Raises ``ValueError`` where parts do not fit each other.
+    ``penalties`` are added to the loss. ``ranks`` differ from map to map, and a ``schedule`` changes them while they train.
+
+    Raises ``ValueError`` where parts do not fit each other.
     """
 
     paper: Paper
@@ -36,6 +39,7 @@ class Adapt:
     rule: GradientRule = Plain()
     penalties: tuple[Penalty, ...] = ()
     ranks: Redistribute | None = None
+    schedule: Schedule = Constant()
 
     def __post_init__(self) -> None:
         self.form.check(self.start.gives)
@@ -45,6 +49,7 @@ class Adapt:
         if not any(role.trains for role in self.tensors.values()):
             raise ValueError("nothing would train: leave the role of one tensor free")
         self.rule.check(self.tensors)
+        self.schedule.check(self.tensors)
         if self.ranks is not None and not hasattr(self.start.source, "shares"):
             raise ValueError(
                 f"ranks go by what directions explain, which {type(self.start.source).__name__} does not tell: leave ranks out"

@@ -19,7 +19,7 @@ from eckart.model.files import written_whole
 from eckart.model.progress import Progress, quiet
 from eckart.model.tensorfile import TensorFile, write_all
 
-STATE, WHOLE = "adapters.safetensors", "whole"
+STATE, SCHEDULE, WHOLE = "adapters.safetensors", "schedule.safetensors", "whole"
 
 
 class Steps(TrainerCallback):
@@ -27,12 +27,17 @@ class Steps(TrainerCallback):
 
     def __init__(self, wrapped: Wrapped, progress: Progress) -> None:
         self.wrapped, self.progress = wrapped, progress
+        self.state = wrapped.begin()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Once for each step of the optimiser, however many batches it takes; penalties are not clipped."""
         if self.wrapped.recipe.penalties:
             self.wrapped.penalty().backward()
         self.wrapped.rule()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The schedule acts, while the gradients are there."""
+        self.state = self.wrapped.scheduled(state.global_step + 1, state.max_steps, self.state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Tell how far training has come."""
@@ -55,7 +60,7 @@ class AdapterTrainer(Trainer):
         patience: int | None = None,
         progress: Progress = quiet,
     ) -> None:
-        self.wrapped = wrapped
+        self.wrapped, self.steps = wrapped, Steps(wrapped, progress)
 
         def collator(batch: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
             return collate(batch, padding)
@@ -66,7 +71,7 @@ class AdapterTrainer(Trainer):
             data_collator=collator,
             train_dataset=[example.table for example in examples],
             eval_dataset=[example.table for example in held] or None,
-            callbacks=[Steps(wrapped, progress), *([EarlyStoppingCallback(patience)] if patience else [])],
+            callbacks=[self.steps, *([EarlyStoppingCallback(patience)] if patience else [])],
         )
         self.remove_callback(PrinterCallback)
 
@@ -83,6 +88,7 @@ class AdapterTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_all(folder / STATE, state_of(self.wrapped))
+        write_all(folder / SCHEDULE, self.steps.state)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -94,6 +100,8 @@ class AdapterTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         file = TensorFile(Path(resume_from_checkpoint) / STATE)
         put_state(self.wrapped, {name: file.read(name) for name in file.specs})
+        file = TensorFile(Path(resume_from_checkpoint) / SCHEDULE)
+        self.steps.state = {name: file.read(name) for name in file.specs}
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:

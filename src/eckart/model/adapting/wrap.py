@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from eckart.adapters.forms import scaled
 from eckart.adapters.roles import FREE, Role
+from eckart.adapters.schedules import State
 from eckart.adapters.seed import Pool, Seen
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import (
@@ -80,6 +81,26 @@ class Wrapped:
             if len(there) == len(tensors):
                 for name, gradient in self.recipe.rule(there, adapter.params, adapter.scale).items():
                     tensors[name].grad = gradient
+
+    def begin(self) -> State:
+        """The state of the recipe's schedule before the first step."""
+        return self.recipe.schedule.begin({name: adapter.params for name, adapter in self.adapters.items()})
+
+    def scheduled(self, step: int, steps: int, state: State) -> State:
+        """What the schedule makes of the adapters after a step, counted from 1, of so many; its new state.
+
+        To be called after the optimiser's step, while its gradients are there.
+        """
+        params = {name: adapter.params for name, adapter in self.adapters.items()}
+        gradients = {
+            name: {key: tensor.grad for key, tensor in table.items() if tensor.grad is not None}
+            for name, table in params.items()
+        }
+        state, written = self.recipe.schedule(step, steps, params, gradients, state)
+        for name, tensors in written.items():
+            for key, tensor in tensors.items():
+                params[name][key].data.copy_(tensor)
+        return state
 
     def merge(self) -> Any:
         """The model with every adapter merged into a plain weight, in the dtype that it had; the adapters are gone."""

@@ -21,6 +21,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "lora-ga": pairs.lora_ga,
     "lora-sb": products.lora_sb,
     "kasa": products.kasa,
+    "adalora": products.adalora,
     "sorsa": products.sorsa,
     "svfit": products.svfit,
     "svft": products.svft,

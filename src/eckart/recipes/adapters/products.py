@@ -8,6 +8,7 @@ from eckart.adapters.forms import Band, Cored, Nested, Places, SparseMiddle, Spe
 from eckart.adapters.penalties import MiddleEnergy, Orthonormal
 from eckart.adapters.roles import FROZEN, Role
 from eckart.adapters.scale import Constant, OverRank
+from eckart.adapters.schedules import Prune
 from eckart.adapters.sources import (
     Crossing,
     Drawn,
@@ -71,6 +72,26 @@ def sorsa(gamma: float = 4e-4) -> Adapt:
         base=LessStart(),
         scale=Constant(),
         penalties=(Orthonormal(gamma / 2),),
+    )
+
+
+def adalora(alpha: float = 16.0, target: float = 2 / 3, every: int = 10, gamma: float = 0.5) -> Adapt:
+    """Three factors of which fewer and fewer directions are left, those that the loss feels most."""
+    return Adapt(
+        paper=Paper(
+            "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning",
+            "arXiv:2303.10512",
+            (
+                "as many directions as exceed the budget go, also where several score alike",
+                "norms of the penalty are not squared, as in the released code; the paper squares them",
+                "steps before and after the budget falls are shares of all steps",
+            ),
+        ),
+        form=Spectral(),
+        start=Start(Drawn(left=Gaussian(0.02), right=Gaussian(0.02))),
+        scale=OverRank(alpha),
+        penalties=(Orthonormal(gamma / 2),),
+        schedule=Prune(target=target, every=every),
     )
 
 

@@ -1,0 +1,110 @@
+"""Budgets of directions while adapters train, against PEFT's allocator and the formulas of the paper."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.adalora import RankAllocator
+from torch import Generator, Tensor, nn
+
+from eckart.adapters.roles import FREE, FROZEN
+from eckart.adapters.schedules import Constant, Cubic, Prune, Sensitivity
+
+SHAPES = {"a": (8, 12, 6), "b": (5, 9, 4), "c": (7, 7, 6)}
+STEPS = 40
+
+
+def adapters(seed: int) -> dict[str, dict[str, Tensor]]:
+    rng = Generator().manual_seed(seed)
+    return {
+        name: {
+            "left": torch.randn(m, r, generator=rng),
+            "middle": torch.randn(r, generator=rng),
+            "right": torch.randn(r, n, generator=rng),
+        }
+        for name, (m, n, r) in SHAPES.items()
+    }
+
+
+def test_a_budget_stays_falls_and_stays() -> None:
+    budget = Cubic(before=0.1, after=0.3)
+    found = [budget(step, 100, 48, 16) for step in range(1, 101)]
+    assert set(found[:10]) == {48}
+    assert set(found[70:]) == {16}
+    assert all(one >= other for one, other in pairwise(found))
+    for step in range(11, 71):
+        assert found[step - 1] == int((48 - 16) * (1 - (step - 10) / 60) ** 3 + 16)
+    assert not budget.is_final(70, 100)
+    assert budget.is_final(71, 100)
+    with pytest.raises(ValueError, match="leave none in between"):
+        Cubic(before=0.5, after=0.5)
+
+
+def test_the_same_directions_go_as_in_peft() -> None:
+    """Step by step beside PEFT's allocator, which is given the same numbers and gradients."""
+
+    class Lora(nn.Module):
+        def __init__(self, params: dict[str, Tensor]) -> None:
+            super().__init__()
+            self.lora_A = nn.ParameterDict({"default": nn.Parameter(params["right"].clone())})
+            self.lora_B = nn.ParameterDict({"default": nn.Parameter(params["left"].clone())})
+            self.lora_E = nn.ParameterDict({"default": nn.Parameter(params["middle"][:, None].clone())})
+
+    own = adapters(0)
+    model = nn.ModuleDict({name: Lora(params) for name, params in own.items()})
+    total = sum(r for *_, r in SHAPES.values())
+    target = round(0.5 * total)
+
+    class Settings:
+        target_r, init_r, tinit, tfinal, deltaT = 0, 0, 4, 12, 3
+        beta1, beta2, total_step = 0.85, 0.85, STEPS
+
+    theirs: Any = RankAllocator(model, Settings(), "default")
+    theirs.init_bgt, theirs.target_bgt = total, target
+    schedule = Prune(Cubic(before=0.1, after=0.3), Sensitivity(0.85, 0.85), target=0.5, every=3)
+    state = schedule.begin(own)
+    counts = set()
+    for step in range(1, STEPS + 1):
+        gradients = adapters(100 + step)
+        for name, params in own.items():
+            for key, place in (("left", "lora_B"), ("right", "lora_A"), ("middle", "lora_E")):
+                params[key] = params[key] - 0.05 * gradients[name][key]
+                parameter = model[name].get_submodule(place)["default"]
+                parameter.data.sub_(0.05 * gradients[name][key].reshape(parameter.shape))
+                parameter.grad = gradients[name][key].reshape(parameter.shape).clone()
+        state, written = schedule(step, STEPS, own, gradients, state)
+        for name, tensors in written.items():
+            own[name].update(tensors)
+        theirs.update_and_allocate(model, step)
+        for name, params in own.items():
+            assert torch.allclose(params["middle"], model[name].lora_E["default"][:, 0], atol=1e-7), (step, name)
+        left = sum(int((params["middle"] != 0).sum()) for params in own.values())
+        if written:
+            assert left == schedule.budget(step, STEPS, total, target)
+            counts.add(left)
+    assert target in counts
+    assert len(counts) > 3
+
+
+def test_equal_scores_go_one_by_one() -> None:
+    params = {"a": {"left": torch.ones(2, 4), "middle": torch.ones(4), "right": torch.ones(4, 2)}}
+    schedule = Prune(Cubic(before=0.0, after=0.5), target=0.5, every=1)
+    state, written = schedule(4, 4, params, params, schedule.begin(params))
+    assert written["a"]["middle"].tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert set(state) == set(schedule.begin(params))
+
+
+def test_what_is_constant_stays() -> None:
+    assert Constant()(1, 2, adapters(0), adapters(1), Constant().begin({})) == ({}, {})
+
+
+def test_parts_that_do_not_train_are_told() -> None:
+    with pytest.raises(ValueError, match="no middle part trains"):
+        Prune().check({"left": FREE, "right": FREE})
+    with pytest.raises(ValueError, match="no left part trains"):
+        Prune().check({"left": FROZEN, "middle": FREE, "right": FREE})
+    with pytest.raises(ValueError, match="a share 0 of the directions"):
+        Prune(target=0)
