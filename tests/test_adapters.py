@@ -27,10 +27,10 @@ from eckart.model.adapting.export import difference, export
 from eckart.model.adapting.modules import Adapted, matrix_of
 from eckart.model.adapting.observe import observe
 from eckart.model.adapting.recipe import Adapt
-from eckart.model.adapting.wrap import Wrapped, wrap
+from eckart.model.adapting.wrap import Wrapped, targets_of, wrap
 from eckart.model.compression import Paper
 from eckart.recipes.adapters import ADAPTERS
-from eckart.recipes.adapters.others import flora_tucker, flylora, moe_lora_riemannian
+from eckart.recipes.adapters.others import flora_tucker, flylora, moe_lora_riemannian, smt
 from eckart.recipes.adapters.pairs import RANDOM, lora, lora_ga, lora_plus, pissa
 from eckart.recipes.adapters.products import svft, vera
 from eckart.stats import Need
@@ -43,10 +43,11 @@ CHANGED = ("kasa", "lora-sb")
 MADE: dict[str, Callable[[], Adapt]] = {
     **ADAPTERS,
     "flylora": lambda: flylora(active=3, share=0.5),
+    "smt": lambda: smt(size=16),
     "moe-lora-riemannian": lambda: moe_lora_riemannian(experts=4, top=2),
 }
 GATED = ("flylora", "moe-lora-riemannian")  # which directions act depends on the token
-OF_HIGH_RANK = ("svft", "dota")
+OF_HIGH_RANK = ("svft", "dota", "smt")
 # Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
 LARGE_INSIDE = ("nlora", "inttune")
 
@@ -77,6 +78,7 @@ NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "vera": lambda m, n, r: m + r,
     "flora-tucker": lambda m, n, r: r * (m + n) + r * r,
     "dota": numbers_of_train,
+    "aflora": lambda m, n, r: r * (m + n) + m + r,
     "flylora": lambda m, n, r: r * m,
     "moe-lora-riemannian": lambda m, n, r: 4 * (r * (m + n) + n),
 }
@@ -144,7 +146,11 @@ def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tm
     formula = NUMBERS.get(key, lambda m, n, r: r * (m + n))
     ranks = {name: len(adapter.right) if key == "eva" else RANK for name, adapter in made.adapters.items()}
     shapes = [(*matrix_of(adapter.base).shape, ranks[name]) for name, adapter in made.adapters.items()]
-    assert made.numbers == sum(formula(m, n, r) for m, n, r in shapes)
+    if key == "smt":  # as many blocks as the rank says for a weight, wherever they are
+        count = len(targets_of(model_of(kind, shelf)))
+        assert made.numbers == RANK * count * 16 * 16
+    else:
+        assert made.numbers == sum(formula(m, n, r) for m, n, r in shapes)
     declared = {name for name, _, _ in made.trainable()}
     assert {name for name, parameter in made.model.named_parameters() if parameter.requires_grad} == declared
     state = made.model.state_dict().items()
@@ -338,7 +344,7 @@ def test_a_penalty_is_a_mean_over_adapters(shelf: dict[str, Path]) -> None:
             for adapter in made.adapters.values()
         ]
     ).mean()
-    assert float(made.penalty().detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(made.penalty().detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert float(wrapped("sorsa", "llama", shelf).penalty().detach()) < 1e-5  # singular vectors are orthonormal
     assert float(wrapped("lora", "llama", shelf).penalty()) == 0
     orthonormal = next(iter(wrapped("sorsa", "llama", shelf).adapters.values()))
@@ -549,6 +555,35 @@ def test_a_core_tensor_for_the_weight_of_a_convolution(tmp_path: Path) -> None:
     assert far(made.merge()(x), after) < 1e-5
     with pytest.raises(EckartError, match="a weight of 4 modes, where the form has 2"):
         wrap(Pictures(), flora_tucker(), rank=3)
+
+
+def test_the_blocks_with_the_largest_gradients_of_all_maps_train(shelf: dict[str, Path]) -> None:
+    """SMT against gradients by autograd and a list of all blocks; everything outside of the chosen ones stays bit by bit."""
+    made = wrap(loaded(shelf["llama"]), smt(size=20), rank=2, batches=batches("llama"))
+    model = loaded(shelf["llama"])
+    names = targets_of(model)
+    for name in names:
+        model.get_submodule(name).weight.requires_grad_(True)
+    (sum(model(**batch).loss for batch in batches("llama")) / 3).backward()
+    scores = []
+    for name in names:
+        gradient = model.get_submodule(name).weight.grad.abs()
+        for i in range(0, gradient.shape[0], 20):
+            for j in range(0, gradient.shape[1], 20):
+                scores.append((float(gradient[i : i + 20, j : j + 20].mean()), name, i // 20, j // 20))
+    best = {entry[1:] for entry in sorted(scores, reverse=True)[: 2 * len(names)]}
+    found = {(name, int(i), int(j)) for name, adapter in made.adapters.items() for i, j in adapter.places}
+    assert found == best
+    train(made.model, made.groups(1e-2), "llama")
+    before = {name: matrix_of(model.get_submodule(name)).detach() for name in names}
+    after = dict(made.merge().named_modules())
+    for name in names:
+        moved = matrix_of(after[name]) != before[name]
+        inside = torch.zeros_like(moved)
+        for _, i, j in (entry for entry in best if entry[0] == name):
+            inside[20 * i : 20 * i + 20, 20 * j : 20 * j + 20] = True
+        assert not bool((moved & ~inside).any())
+        assert bool(moved.any()) == bool(inside.any())
 
 
 # ---- gates ------------------------------------------------------------------------------------------------------------

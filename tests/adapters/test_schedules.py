@@ -11,7 +11,7 @@ from peft.tuners.adalora import RankAllocator
 from torch import Generator, Tensor, nn
 
 from eckart.adapters.roles import FREE, FROZEN
-from eckart.adapters.schedules import Constant, Cubic, Prune, Sensitivity
+from eckart.adapters.schedules import Constant, Cubic, Freeze, Prune, Sensitivity
 
 SHAPES = {"a": (8, 12, 6), "b": (5, 9, 4), "c": (7, 7, 6)}
 STEPS = 40
@@ -95,6 +95,53 @@ def test_equal_scores_go_one_by_one() -> None:
     state, written = schedule(4, 4, params, params, schedule.begin(params))
     assert written["a"]["middle"].tolist() == [0.0, 0.0, 1.0, 1.0]
     assert set(state) == set(schedule.begin(params))
+
+
+def test_sides_stop_training_one_by_one_and_stay() -> None:
+    """AFLoRA by its formulas, number by number; what is frozen is never written otherwise again."""
+    own = adapters(0)
+    schedule = Freeze(Cubic(before=0.1, after=0.2), every=4)
+    state = schedule.begin(own)
+    sums = {(name, side): torch.zeros_like(own[name][side]) for name in own for side in ("left", "right")}
+    means = {key: torch.zeros_like(value) for key, value in sums.items()}
+    spreads = {key: torch.zeros_like(value) for key, value in sums.items()}
+    frozen: dict[tuple[str, str], Tensor] = {}
+    counts = []
+    for step in range(1, STEPS + 1):
+        gradients = adapters(100 + step)
+        for name, table in own.items():
+            for side in ("left", "right"):
+                # What matters differs from tensor to tensor.
+                gradients[name][side] *= {"a": 1.0, "b": 3.0, "c": 0.3}[name] * (2.0 if side == "left" else 1.0)
+                table[side] = table[side] - 0.05 * gradients[name][side]
+        state, written = schedule(step, STEPS, own, gradients, state)
+        for name, tensors in written.items():
+            own[name].update(tensors)
+        for key in sums.keys() - frozen.keys():
+            sums[key] += gradients[key[0]][key[1]].abs() / 4
+        if step % 4 == 0:
+            scores = {}
+            for key in sums.keys() - frozen.keys():
+                means[key] = 0.85 * means[key] + 0.15 * sums[key]
+                spreads[key] = 0.95 * spreads[key] + 0.05 * (sums[key] - means[key]).abs()
+                scores[key] = means[key] * spreads[key]
+                sums[key] = torch.zeros_like(sums[key])
+            share = schedule.budget(step, STEPS, 10**6, 0) / 10**6
+            every = sorted(float(x) for score in scores.values() for x in score.flatten())
+            for key, score in scores.items():
+                if share < 1 and (
+                    share == 0 or float(score.mean()) < every[min(len(every) - 1, int((1 - share) * len(every)))]
+                ):
+                    frozen[key] = own[key[0]][key[1]].clone()
+        assert {(name, side) for name, tensors in written.items() for side in tensors} == set(frozen)
+        assert all(torch.equal(own[name][side], value) for (name, side), value in frozen.items())
+        counts.append(len(frozen))
+    assert counts == sorted(counts)
+    assert counts[3] == 0
+    assert counts[-1] == 6
+    assert len(set(counts)) > 2
+    with pytest.raises(ValueError, match="the right one does not train"):
+        Freeze().check({"left": FREE, "right": FROZEN})
 
 
 def test_what_is_constant_stays() -> None:

@@ -34,7 +34,7 @@ class Redistribute:
 
     def __call__(self, shares: Mapping[str, Tensor], rank: int) -> dict[str, int]:
         """Ranks by name that add up to ``rank`` for each, for descending shares of what there is to explain."""
-        cap = math.floor(self.most * rank)
+        cap = None if math.isinf(self.most) else math.floor(self.most * rank)
         slots = {name: _slot(found[:cap]) for name, found in shares.items()}
         budget = sum(min(rank, slot.size - 1) + 1 for slot in slots.values())
         ranks = self.allocate(slots, min(budget, sum(slot.size for slot in slots.values()))).ranks

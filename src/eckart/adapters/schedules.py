@@ -12,6 +12,7 @@ from torch import Tensor
 from eckart.adapters.roles import Role
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
 
+GRAIN = 1_000_000  # parts of a share that a budget counts
 State = dict[str, Tensor]
 Written = dict[str, dict[str, Tensor]]  # by adapter and tensor
 
@@ -107,6 +108,66 @@ class Sensitivity:
     def score(self, name: str, prefix: str, state: State) -> Tensor:
         """The product of both means for each number of a tensor."""
         return state[f"{prefix}|{name}|mean"] * state[f"{prefix}|{name}|spread"]
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Factors that the loss feels least stop training for good, more and more of them (Liu et al. 2024).
+
+    Every ``every`` steps the mean magnitude of each number's gradient since then goes into running means of itself and of how much it
+    varies; their product scores the number. A budget says which share of all numbers that still train may go on: a tensor whose mean
+    score is below the threshold that this sets stays as it is from there on.
+    """
+
+    budget: Cubic = Cubic()
+    mean: float = 0.85
+    spread: float = 0.95
+    every: int = 10
+
+    def check(self, roles: Mapping[str, Role]) -> None:
+        """Both sides have to train."""
+        missing = [name for name in (LEFT, RIGHT) if name not in roles or not roles[name].trains]
+        if missing:
+            raise ValueError(f"sides stop training one by one, and the {missing[0]} one does not train")
+
+    def begin(self, adapters: Mapping[str, Params]) -> State:
+        """Nothing felt yet."""
+        return {
+            f"{name}|{side}|{kind}": torch.zeros_like(params[side].detach())
+            for name, params in adapters.items()
+            for side in (LEFT, RIGHT)
+            for kind in ("sum", "mean", "spread")
+        }
+
+    def __call__(
+        self, step: int, steps: int, adapters: Mapping[str, Params], gradients: Mapping[str, Params], state: State
+    ) -> tuple[State, Written]:
+        """The state, and what is frozen as it was."""
+        state = dict(state)
+        sides = [(name, side) for name in adapters for side in (LEFT, RIGHT)]
+        free = [(name, side) for name, side in sides if f"{name}|{side}|frozen" not in state]
+        for name, side in free:
+            state[f"{name}|{side}|sum"] = state[f"{name}|{side}|sum"] + gradients[name][side].abs() / self.every
+        if step % self.every == 0 and free:
+            scores = {}
+            for name, side in free:
+                key = f"{name}|{side}|"
+                felt = state[key + "sum"]
+                mean = self.mean * state[key + "mean"] + (1 - self.mean) * felt
+                spread = self.spread * state[key + "spread"] + (1 - self.spread) * (felt - mean).abs()
+                state |= {key + "sum": torch.zeros_like(felt), key + "mean": mean, key + "spread": spread}
+                scores[name, side] = mean * spread
+            share = self.budget(step, steps, GRAIN, 0) / GRAIN
+            threshold = torch.cat([score.flatten() for score in scores.values()]).sort().values
+            below = threshold[min(len(threshold) - 1, int((1 - share) * len(threshold)))] if share < 1 else None
+            for (name, side), score in scores.items():
+                if below is not None and (share == 0 or float(score.mean()) < float(below)):
+                    state[f"{name}|{side}|frozen"] = adapters[name][side].detach().clone()
+        written: Written = {}
+        for name, side in sides:
+            if f"{name}|{side}|frozen" in state:
+                written.setdefault(name, {})[side] = state[f"{name}|{side}|frozen"]
+        return state, written
 
 
 @dataclass(frozen=True)

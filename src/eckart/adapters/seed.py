@@ -11,12 +11,13 @@ from torch import Generator, Tensor
 from eckart.adapters.draws import Draw
 from eckart.stats import Moments
 
-LEFT, MIDDLE, CORE, RIGHT, CORES = "left", "middle", "core", "right", "cores"
+LEFT, MIDDLE, CORE, RIGHT, CORES, PLACES = "left", "middle", "core", "right", "cores", "places"
 
 
 @dataclass(frozen=True)
 class Seed:
-    """Where an adapter begins: ``left`` (m, r), ``middle`` (r,), ``core`` (r, r), ``right`` (r, n), or the ``cores`` of a tensor train.
+    """Where an adapter begins: ``left`` (m, r), ``middle`` (r,), ``core`` (r, r), ``right`` (r, n), or the ``cores`` of a tensor train,
+    or the ``places`` (b, 2) of blocks.
 
     What is ``None`` the form fills in.
     """
@@ -26,6 +27,7 @@ class Seed:
     core: Tensor | None = None
     right: Tensor | None = None
     cores: tuple[Tensor, ...] = ()
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Generator, Tensor
 
 from eckart.adapters.draws import Draw
+from eckart.adapters.forms.blocks import block_means
 from eckart.adapters.pick import Pick
-from eckart.adapters.seed import CORE, CORES, LEFT, MIDDLE, RIGHT, Seed, Seen
+from eckart.adapters.seed import CORE, CORES, LEFT, MIDDLE, PLACES, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
 from eckart.linalg import ACCURACY, qr, symmetric_eigen, tensor_train, truncated_svd
 from eckart.metric import Metric
@@ -285,6 +286,33 @@ class OfTrain:
         found = tensor_train(seen.weight, rows, columns, rank, dtype=torch.float64, rng=rng).op
         assert isinstance(found, TensorTrain)
         return Seed(cores=found.cores)
+
+
+@dataclass(frozen=True)
+class OfBlocks:
+    """The blocks of a side ``size`` on whose entries the gradient has the largest mean magnitude, as many as the rank says."""
+
+    size: int = 256
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
+    gives: ClassVar[frozenset[str]] = frozenset({PLACES})
+    ordered: ClassVar[bool] = False
+    approximates: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Their places; ``ValueError`` where the weight has not as many."""
+        means = self._means(seen)
+        if rank > means.numel():
+            raise ValueError(f"{rank} blocks of a weight that has {means.numel()}: take fewer")
+        best = means.flatten().argsort(descending=True, stable=True)[:rank].sort().values
+        return Seed(places=torch.stack([best // means.shape[1], best % means.shape[1]], 1))
+
+    def shares(self, seen: Seen) -> Tensor:
+        """The mean magnitudes, descending."""
+        return self._means(seen).flatten().sort(descending=True).values
+
+    def _means(self, seen: Seen) -> Tensor:
+        assert seen.gradient is not None
+        return block_means(seen.gradient, self.size)
 
 
 def digits(size: int, count: int) -> tuple[int, ...]:

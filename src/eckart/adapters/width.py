@@ -29,6 +29,21 @@ class AsAsked:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """As many as the rank, which counts what is no direction: it may be above both sides.
+
+    >>> Counted()(5, (3, 4))
+    5
+    """
+
+    def __call__(self, rank: int, shape: tuple[int, int]) -> int:
+        """The number."""
+        if rank < 1:
+            raise ValueError(f"{rank} of them: give at least 1")
+        return rank
+
+
+@dataclass(frozen=True)
 class All:
     """All that the weight has, whatever the rank.
 

@@ -1,6 +1,7 @@
 """Parametrisations of the change of a weight."""
 
 from eckart.adapters.forms.applied import applied, scaled
+from eckart.adapters.forms.blocks import Blocks
 from eckart.adapters.forms.directed import Directed
 from eckart.adapters.forms.gated import Gated
 from eckart.adapters.forms.middle import Aligned, Band, Places, Scattered, SparseMiddle
@@ -11,6 +12,7 @@ from eckart.adapters.forms.tensors import Train, Tucker
 __all__ = [
     "Aligned",
     "Band",
+    "Blocks",
     "Cored",
     "Directed",
     "Form",

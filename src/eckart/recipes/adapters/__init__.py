@@ -36,6 +36,8 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "allora": pairs.allora,
     "flora-tucker": others.flora_tucker,
     "dota": others.dota,
+    "smt": others.smt,
+    "aflora": others.aflora,
     "flylora": others.flylora,
     "moe-lora-riemannian": others.moe_lora_riemannian,
 }

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from eckart.adapters.base import LessStart
 from eckart.adapters.draws import Kaiming, SparseRows
-from eckart.adapters.forms import Gated, Train, Tucker
+from eckart.adapters.forms import Blocks, Gated, Train, Tucker, Vectors
 from eckart.adapters.gates import Router, TopRanks
-from eckart.adapters.roles import FROZEN
+from eckart.adapters.redistribute import Redistribute
+from eckart.adapters.roles import FREE, FROZEN
 from eckart.adapters.rules import PerExpert, Preconditioned
-from eckart.adapters.scale import Constant, OverRank
-from eckart.adapters.sources import Drawn, OfTrain
+from eckart.adapters.scale import Constant, OverRank, OverRoot
+from eckart.adapters.schedules import Freeze
+from eckart.adapters.sources import Drawn, OfBlocks, OfTrain
 from eckart.adapters.start import Start
-from eckart.adapters.width import ForEach
+from eckart.adapters.width import Counted, ForEach
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.compression import Paper
 
@@ -38,6 +42,45 @@ def dota(cores: int = 3) -> Adapt:
         start=Start(OfTrain(cores)),
         base=LessStart(),
         scale=Constant(),
+    )
+
+
+def smt(size: int = 256) -> Adapt:
+    """Those blocks of all weights train on which the loss has the largest gradient; the rank says how many there are for a weight."""
+    return Adapt(
+        paper=Paper(
+            "Sparse Matrix in Large Language Model Fine-tuning",
+            "arXiv:2405.15525",
+            (
+                "blocks are chosen by the gradient before training; the paper trains everything for a hundred steps first",
+                "the mean magnitude of entries, of all maps together; the released default takes that of their mean, of two pools",
+                "blocks at the edge of a side that the size does not divide are cut off",
+            ),
+        ),
+        form=Blocks(size),
+        start=Start(OfBlocks(size)),
+        scale=Constant(),
+        width=Counted(),
+        ranks=Redistribute(most=math.inf),
+    )
+
+
+def aflora(alpha: float = 16.0) -> Adapt:
+    """Two vectors around two factors, which stop training one by one."""
+    return Adapt(
+        paper=Paper(
+            "AFLoRA: Adaptive Freezing of Low Rank Adaptation in Parameter Efficient Fine-Tuning of Large Models",
+            "arXiv:2403.13269",
+            (
+                "factors train in all maps; in the released code not where a map has as many outputs as inputs",
+                "steps before and after are shares of all steps",
+            ),
+        ),
+        form=Vectors(),
+        start=Start(Drawn(left=Kaiming(slope=0.0), right=Kaiming(slope=0.0))),
+        scale=OverRoot(alpha),
+        roles={"left": FREE, "right": FREE},
+        schedule=Freeze(),
     )
 
 
