@@ -19,7 +19,7 @@ VALUES, SIZES = "values", "sizes"
 
 @dataclass(frozen=True)
 class Blocks:
-    """What is added to chosen blocks of a side ``size``: ``values`` (b, size, size), at the ``places`` (b, 2), in rows and columns of blocks.
+    """What is added to chosen blocks of a side ``size``: ``values`` (b, size, size), at the ``places`` (b, 2), counted in blocks.
 
     Blocks at the edge reach beyond the weight; what lies there is left out.
     """
