@@ -12,7 +12,7 @@ from types import FrameType
 import typer
 
 from eckart._version import __version__
-from eckart.cli import adapting, commands, healing
+from eckart.cli import adapting, commands, healing, lora
 from eckart.cli.show import fail
 from eckart.errors import EckartError
 
@@ -49,6 +49,13 @@ app.command("demo")(commands.demo)
 bench = typer.Typer(no_args_is_help=True, help="Time what this machine does.")
 bench.command("layers")(commands.bench_layers)
 app.add_typer(bench, name="bench")
+app.command("merge-adapter")(lora.merge)
+adapters = typer.Typer(no_args_is_help=True, help="Resize, extract, inspect and add LoRA adapters, by their factors.")
+adapters.command("resize")(lora.resize)
+adapters.command("extract")(lora.extract)
+adapters.command("inspect")(lora.inspect)
+adapters.command("add")(lora.add)
+app.add_typer(adapters, name="lora")
 
 
 def _print_version(wanted: bool) -> None:

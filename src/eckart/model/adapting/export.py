@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,13 +19,12 @@ from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.model.adapting.modules import CONVOLUTIONS, Adapted
 from eckart.model.adapting.wrap import Wrapped
-from eckart.model.files import make_folder, write_json
-from eckart.model.output import check_free, move_into_place, work_folder
-from eckart.model.tensorfile import write_all
+from eckart.model.output import check_free
+from eckart.model.surgery.adapter import Adapter, Convolution, Layer, Linear
+from eckart.model.surgery.writing import brought_to_one_rank, put_into, write
 from eckart.operator import Factors, Operator, Sum
 
 NOTHING = 1e-10  # of the size of factors in float64: what rounding alone may have made
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -44,21 +41,6 @@ class Exported:
         return not self.bounds
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A module's adapter in PEFT's terms: ``scale B A``."""
-
-    left: Tensor
-    right: Tensor
-    scale: float
-    bound: Bound | None = None
-    lengths: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[1]
-
-
 def export(wrapped: Wrapped, out: str | Path, *, rank: int | None = None, uniform: bool = False) -> Exported:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` to a new folder; PEFT loads them onto the untouched model.
 
@@ -68,30 +50,37 @@ def export(wrapped: Wrapped, out: str | Path, *, rank: int | None = None, unifor
 
     Raises ``EckartError`` where ``out`` is not free, and where a rank is needed and none is given.
     """
-    out = Path(out)
-    check_free(out)
-    scratch = work_folder(out)
-    try:
-        found = written(wrapped, scratch, rank=rank, uniform=uniform)
-        move_into_place(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return replace(found, folder=out)
+    check_free(Path(out))
+    made, found = _made(wrapped, Path(out), rank, uniform=uniform)
+    write(made, out)
+    return found
 
 
 def written(wrapped: Wrapped, folder: Path, *, rank: int | None = None, uniform: bool = False) -> Exported:
     """As ``export`` to a folder that is not yet where it belongs; whatever is there is replaced."""
-    entries = {name: _entry(name, adapter, rank) for name, adapter in wrapped.adapters.items()}
-    if uniform:
-        most = max(entry.rank for entry in entries.values())
-        entries = {name: _filled(entry, most) for name, entry in entries.items()}
-    if folder.exists():
-        shutil.rmtree(folder)
-    make_folder(folder)
-    write_all(folder / WEIGHTS, _tensors(wrapped, entries))
-    write_json(folder / CONFIG, _config(wrapped, entries))
-    bounds = {name: entry.bound for name, entry in entries.items() if entry.bound is not None}
-    return Exported(folder, {name: entry.rank for name, entry in entries.items()}, bounds)
+    made, found = _made(wrapped, folder, rank, uniform=uniform)
+    put_into(made, folder)
+    return found
+
+
+def _made(wrapped: Wrapped, folder: Path, rank: int | None, *, uniform: bool) -> tuple[Adapter, Exported]:
+    """The adapter in PEFT's terms, and what is to be told of it once it lies in a folder."""
+    fitted = {name: _fitted(name, adapter, rank) for name, adapter in wrapped.adapters.items()}
+    layers = {name: layer for name, (layer, _) in fitted.items()}
+    whole = {
+        f"{name}.{key}": tensor
+        for name in wrapped.whole
+        for key, tensor in wrapped.model.get_submodule(name).state_dict().items()
+    }
+    config = {
+        "base_model_name_or_path": getattr(wrapped.model, "name_or_path", "") or None,
+        "fan_in_fan_out": any(isinstance(adapter.base, Conv1D) for adapter in wrapped.adapters.values()),
+        "modules_to_save": list(wrapped.whole) or None,
+    }
+    made = Adapter(layers, whole, config)
+    made = brought_to_one_rank(made) if uniform else made
+    bounds = {name: bound for name, (_, bound) in fitted.items() if bound is not None}
+    return made, Exported(folder, made.ranks, bounds)
 
 
 def difference(adapter: Adapted) -> Operator:
@@ -100,28 +89,34 @@ def difference(adapter: Adapted) -> Operator:
     return update if adapter.taken is None else Sum((update, scaled(adapter.taken, -1 / adapter.scale)))
 
 
-def _entry(name: str, adapter: Adapted, rank: int | None) -> _Entry:
+def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound | None]:
+    """A module's adapter in PEFT's terms, and the bound of what it leaves out where it is a truncation."""
     adapter.check_is_matrix()
-    whole = difference(adapter)
+    whole, scale, kind = difference(adapter), adapter.scale, _kind(adapter)
     if isinstance(adapter.form, Directed):
         if not isinstance(adapter.form.of, Pair) or adapter.taken is not None:
             raise EckartError(
                 f"{name}: rows of trained lengths are a LoRA only around a pair of factors: merge the adapter"
             )
-        return _Entry(*_both(whole), adapter.scale, lengths=adapter.params[LENGTHS].detach())
+        return Layer(*_both(whole), scale, kind, adapter.params[LENGTHS].detach()), None
     if isinstance(whole, Factors):
         # Directions that a schedule has set to zero are not stored, unless there are no others.
         there = (whole.left.abs().amax(0) > 0) & (whole.right.abs().amax(1) > 0)
         there |= not bool(there.any())
-        return _Entry(whole.left[:, there], whole.right[there], adapter.scale)
+        return Layer(whole.left[:, there], whole.right[there], scale, kind), None
     found = low_rank_form(whole)
     if found is not None:
         left, right = _both(_least(found))
-        return _Entry(left.float(), right.float(), adapter.scale)
+        return Layer(left.float(), right.float(), scale, kind), None
     if rank is None:
         raise EckartError(f"{name}: the change of its weight is of no low rank; say to which one it shall be brought")
     fit = truncated_svd(whole, min(rank, *whole.shape), accuracy=0.0, dtype=torch.float32)
-    return _Entry(*_both(fit.op), adapter.scale, fit.bounds[0])
+    return Layer(*_both(fit.op), scale, kind), fit.bounds[0]
+
+
+def _kind(adapter: Adapted) -> Linear:
+    base = adapter.base
+    return Convolution(tuple(base.weight.shape[1:])) if isinstance(base, CONVOLUTIONS) else Linear()
 
 
 def _least(product: Factors) -> Factors:
@@ -139,51 +134,3 @@ def _least(product: Factors) -> Factors:
 def _both(op: Operator) -> tuple[Tensor, Tensor]:
     assert isinstance(op, Factors)
     return op.left, op.right
-
-
-def _filled(entry: _Entry, rank: int) -> _Entry:
-    """With zeros up to a rank; the scale goes into the left factor, so that one alpha serves all."""
-    more = rank - entry.rank
-    left = torch.nn.functional.pad(entry.scale * entry.left, (0, more))
-    right = torch.nn.functional.pad(entry.right, (0, 0, 0, more))
-    return _Entry(left, right, 1.0, entry.bound, entry.lengths)
-
-
-def _tensors(wrapped: Wrapped, entries: Mapping[str, _Entry]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name, entry in entries.items():
-        base, place = wrapped.adapters[name].base, f"base_model.model.{name}"
-        left, right = entry.left, entry.right
-        if isinstance(base, CONVOLUTIONS):
-            right = right.reshape(entry.rank, *base.weight.shape[1:])
-            left = left.reshape(*left.shape, *(1 for _ in base.kernel_size))
-        found[f"{place}.lora_A.weight"], found[f"{place}.lora_B.weight"] = right.contiguous(), left.contiguous()
-        if entry.lengths is not None:
-            found[f"{place}.lora_magnitude_vector"] = entry.lengths
-    for name in wrapped.whole:
-        tensors = wrapped.model.get_submodule(name).state_dict()
-        found |= {f"base_model.model.{name}.{key}": tensor for key, tensor in tensors.items()}
-    return {name: tensor.detach().cpu() for name, tensor in sorted(found.items())}
-
-
-def _config(wrapped: Wrapped, entries: Mapping[str, _Entry]) -> dict[str, object]:
-    rank = Counter(entry.rank for entry in entries.values()).most_common(1)[0][0]
-    alphas = {name: entry.scale * entry.rank for name, entry in entries.items()}
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
-    return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": getattr(wrapped.model, "name_or_path", "") or None,
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": {name: entry.rank for name, entry in entries.items() if entry.rank != rank},
-        "alpha_pattern": {name: value for name, value in alphas.items() if value != alpha},
-        "target_modules": list(entries),
-        "fan_in_fan_out": any(isinstance(adapter.base, Conv1D) for adapter in wrapped.adapters.values()),
-        "use_dora": any(entry.lengths is not None for entry in entries.values()),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "modules_to_save": list(wrapped.whole) or None,
-        "inference_mode": True,
-        "init_lora_weights": True,
-    }

@@ -1,0 +1,137 @@
+"""A base and its adapter as one dense checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from eckart.errors import EckartError
+from eckart.model.files import sha256_of
+from eckart.model.progress import Progress, quiet
+from eckart.model.rewrite import Rewriting, check_place, rewrite
+from eckart.model.surgery.adapter import Adapter, Layer
+from eckart.model.surgery.base import Base
+from eckart.model.surgery.inspect import changed_by
+from eckart.model.surgery.reading import read
+from eckart.model.tensorfile import TensorSpec
+
+Produced = tuple[TensorSpec, Callable[[], Tensor]]
+
+
+def merge(
+    model: str | Path,
+    adapter: str | Path,
+    out: str | Path,
+    *,
+    alpha: float | None = None,
+    restart: bool = False,
+    progress: Progress = quiet,
+) -> Path:
+    """Write the checkpoint whose weights are ``W + s B A``, with magnitudes (DoRA) ``diag(c / |rows|) (W + s B A)``.
+
+    Sums of 16-bit weights are formed in float32, of wider ones in float64, and rounded once to the stored dtype, one matrix at a time.
+    Tensors that trained as a whole take the place of the base's, or come beside them. Where a weight that is tied to another one
+    changes, each gets its own in the result. A run that was killed goes on when it is repeated; ``restart`` begins anew.
+
+    Raises ``EckartError`` for a base that is compressed or quantised, for an adapter of another model, and if ``out`` is not free.
+    """
+    out = Path(out)
+    check_place(out)
+    found = read(adapter, alpha=alpha)
+    base = Base(model)
+    made = _made(base, found)
+    homes = _homes(base, made)
+    config = base.checkpoint.config
+    untied = any(name not in base.checkpoint.tensors and name in base.skeleton.ties for name in made)
+
+    def specs(file: str) -> list[TensorSpec]:
+        return [made[spec.name][0] if spec.name in made else spec for spec in base.checkpoint.specs(file)] + homes.get(
+            file, []
+        )
+
+    plan = Rewriting(
+        stage="merge",
+        source=base.checkpoint,
+        specs=specs,
+        metadata=lambda file: {"format": "pt"} | base.checkpoint.metadata(file),
+        produce=lambda name: made[name][1]() if name in made else base.checkpoint.read(name),
+        config=_untied(config) if untied else None,
+    )
+    finite = [disk for disk in made if disk in base.checkpoint.tensors]
+    header = {"source": base.checkpoint.file_hashes(finite), "adapter": _hashes(Path(adapter)), "alpha": alpha}
+    return rewrite(plan, out, header, restart=restart, progress=progress)
+
+
+def _made(base: Base, adapter: Adapter) -> dict[str, Produced]:
+    """The tensors of the result that are not the base's, by their names on disk."""
+    changes: dict[str, Produced] = {}  # by parameter
+    for name, layer in adapter.layers.items():
+        changes[f"{name}.weight"] = _merged(base, name, layer)
+    for name, tensor in adapter.others.items():
+        if name in changes:
+            raise EckartError(f"{name} is adapted and trained as a whole in one adapter: leave one of both out")
+        changes[name] = _replaced(base, name, tensor)
+    # Where one of several tied parameters changes, all of them need tensors of their own.
+    ties = base.skeleton.ties
+    for source in sorted({ties.get(name, name) for name in changes} & {*ties.values()}):
+        for name in (source, *(copy for copy, other in ties.items() if other == source)):
+            disk = base.disk_of(name)
+            if name not in changes and disk is not None:
+                spec = base.checkpoint.tensors[disk][1]
+                changes[name] = (spec, lambda disk=disk: base.checkpoint.read(disk))  # type: ignore[misc]
+    made: dict[str, Produced] = {}
+    for name, (spec, produce) in changes.items():
+        disk = base.disks.get(name, name)
+        made[disk] = TensorSpec(disk, spec.dtype, spec.shape), produce
+    return made
+
+
+def _merged(base: Base, name: str, layer: Layer) -> Produced:
+    weight = base.weight_of(name, layer)
+    spec = base.checkpoint.tensors[weight.disk][1]
+
+    def produce() -> Tensor:
+        wide = torch.float64 if spec.dtype.itemsize >= 4 else torch.float32
+        changed = changed_by(base.matrix(weight, wide), layer)
+        stored = (changed.T if weight.transposed else changed).reshape(spec.shape).to(spec.dtype).contiguous()
+        if not bool(torch.isfinite(stored).all()):
+            raise EckartError(
+                f"{name}: weight and update together leave the range of {spec.dtype}, or a row of them is zero; check the adapter"
+            )
+        return stored
+
+    return spec, produce
+
+
+def _replaced(base: Base, name: str, tensor: Tensor) -> Produced:
+    disk = base.disk_of(name)
+    if disk is None:  # such as the head of a classifier, which the base never had
+        return TensorSpec(name, tensor.dtype, tuple(tensor.shape)), lambda: tensor
+    spec = base.checkpoint.tensors[disk][1]
+    if spec.shape != tuple(tensor.shape):
+        raise EckartError(
+            f"{name} is {list(spec.shape)} in {base.checkpoint.folder}, but {list(tensor.shape)} in the adapter, where it trained as a "
+            "whole: resize the base first (resize_token_embeddings), or take the base that it was trained on"
+        )
+    return spec, lambda: tensor.to(spec.dtype)
+
+
+def _homes(base: Base, made: Mapping[str, Produced]) -> dict[str, list[TensorSpec]]:
+    """For each file of the result the tensors that the base's did not have: all in the last one."""
+    new = [spec for name, (spec, _) in made.items() if name not in base.checkpoint.tensors]
+    return {base.checkpoint.files[-1]: new} if new else {}
+
+
+def _untied(config: Mapping[str, object]) -> dict[str, object]:
+    inner = config.get("text_config")
+    told = {"tie_word_embeddings": False}
+    return {**config, **({"text_config": {**inner, **told}} if isinstance(inner, dict) else {}), **told}
+
+
+def _hashes(adapter: Path) -> dict[str, str]:
+    """The SHA-256 of the adapter's files."""
+    files = [path for path in adapter.glob("adapter_*") if path.is_file()] if adapter.is_dir() else [adapter]
+    return {path.name: sha256_of(path) for path in sorted(files)}
