@@ -26,6 +26,10 @@ class Weight:
     disk: str
     transposed: bool
 
+    def turned(self, stored: Tensor) -> Tensor:
+        """What is stored as (outputs, inputs), a kernel behind its outputs."""
+        return stored.T if self.transposed else stored.flatten(1)
+
 
 class Base:
     """A stock checkpoint, looked up by the names of modules.
@@ -80,9 +84,8 @@ class Base:
         return Weight(parameter, disk, transposed)
 
     def matrix(self, weight: Weight, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The weight as (outputs, inputs), a kernel behind its outputs; raises ``EckartError`` on NaN or infinity."""
-        stored = self.checkpoint.read_finite(weight.disk).to(dtype)
-        return stored.T if weight.transposed else stored.flatten(1)
+        """The weight as (outputs, inputs); raises ``EckartError`` on NaN or infinity."""
+        return weight.turned(self.checkpoint.read_finite(weight.disk).to(dtype))
 
 
 def check_stock(checkpoint: Checkpoint) -> None:

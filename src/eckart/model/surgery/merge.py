@@ -67,13 +67,15 @@ def merge(
 
 def _made(base: Base, adapter: Adapter) -> dict[str, Produced]:
     """The tensors of the result that are not the base's, by their names on disk."""
+    # Of adapted modules PEFT may store what is below the adapter as well, which is the base's own unless it trained.
+    whole = {name.replace(".base_layer.", "."): tensor for name, tensor in adapter.others.items()}
     changes: dict[str, Produced] = {}  # by parameter
     for name, layer in adapter.layers.items():
-        changes[f"{name}.weight"] = _merged(base, name, layer)
-    for name, tensor in adapter.others.items():
-        if name in changes:
-            raise EckartError(f"{name} is adapted and trained as a whole in one adapter: leave one of both out")
-        changes[name] = _replaced(base, name, tensor)
+        changes[f"{name}.weight"] = _merged(base, name, layer, whole.pop(f"{name}.weight", None))
+    for name, tensor in whole.items():
+        replaced = _replaced(base, name, tensor)
+        if replaced is not None:
+            changes[name] = replaced
     # Where one of several tied parameters changes, all of them need tensors of their own.
     ties = base.skeleton.ties
     for source in sorted({ties.get(name, name) for name in changes} & {*ties.values()}):
@@ -89,34 +91,44 @@ def _made(base: Base, adapter: Adapter) -> dict[str, Produced]:
     return made
 
 
-def _merged(base: Base, name: str, layer: Layer) -> Produced:
+def _merged(base: Base, name: str, layer: Layer, below: Tensor | None) -> Produced:
+    """The weight of an adapted module; ``below`` takes the place of the base's."""
     weight = base.weight_of(name, layer)
     spec = base.checkpoint.tensors[weight.disk][1]
+    if below is not None:
+        _check_shape(base, weight.parameter, spec, below)
 
     def produce() -> Tensor:
         wide = torch.float64 if spec.dtype.itemsize >= 4 else torch.float32
-        changed = changed_by(base.matrix(weight, wide), layer)
-        stored = (changed.T if weight.transposed else changed).reshape(spec.shape).to(spec.dtype).contiguous()
-        if not bool(torch.isfinite(stored).all()):
+        stored = base.checkpoint.read_finite(weight.disk) if below is None else below
+        changed = changed_by(weight.turned(stored.to(wide)), layer)
+        made = (changed.T if weight.transposed else changed).reshape(spec.shape).to(spec.dtype).contiguous()
+        if not bool(torch.isfinite(made).all()):
             raise EckartError(
-                f"{name}: weight and update together leave the range of {spec.dtype}, or a row of them is zero; check the adapter"
+                f"{name}: weight and update together leave the range of {spec.dtype}, or a row of them is zero: check the adapter"
             )
-        return stored
+        return made
 
     return spec, produce
 
 
-def _replaced(base: Base, name: str, tensor: Tensor) -> Produced:
+def _replaced(base: Base, name: str, tensor: Tensor) -> Produced | None:
+    """A tensor that trained as a whole; ``None`` where it is the base's own."""
     disk = base.disk_of(name)
     if disk is None:  # such as the head of a classifier, which the base never had
         return TensorSpec(name, tensor.dtype, tuple(tensor.shape)), lambda: tensor
     spec = base.checkpoint.tensors[disk][1]
+    _check_shape(base, name, spec, tensor)
+    made = tensor.to(spec.dtype)
+    return None if torch.equal(made, base.checkpoint.read(disk)) else (spec, lambda: made)
+
+
+def _check_shape(base: Base, name: str, spec: TensorSpec, tensor: Tensor) -> None:
     if spec.shape != tuple(tensor.shape):
         raise EckartError(
-            f"{name} is {list(spec.shape)} in {base.checkpoint.folder}, but {list(tensor.shape)} in the adapter, where it trained as a "
+            f"{name} is {list(spec.shape)} in {base.checkpoint.folder}, but {list(tensor.shape)} in the adapter, which stores it "
             "whole: resize the base first (resize_token_embeddings), or take the base that it was trained on"
         )
-    return spec, lambda: tensor.to(spec.dtype)
 
 
 def _homes(base: Base, made: Mapping[str, Produced]) -> dict[str, list[TensorSpec]]:

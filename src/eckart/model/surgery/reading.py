@@ -78,7 +78,7 @@ def _directory(folder: Path) -> Adapter:
     found = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if found is None:
         raise EckartError(f"{folder / WEIGHTS} is missing: fetch the adapter again")
-    tensors = {name.removeprefix(PREFIX).replace(".base_layer.", "."): t for name, t in _tensors(found).items()}
+    tensors = {name.removeprefix(PREFIX): t for name, t in _tensors(found).items()}
     sides, lengths, others = _sorted(found, tensors)
     ranks = {name: _rank(folder, config, name) for name in sides}
     layers = {}
