@@ -41,6 +41,17 @@ OPTIONS: dict[str, set[str]] = {
     "inspect": {"--only", "--exclude", "--json"},
     "bonds": {"--json"},
     "bench layers": {"--shape", "--batch", "--repeats", "--json"},
+    "lora resize": {
+        "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--uniform", "--alpha", "--json",
+    },
+    "lora extract": {
+        "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--only", "--exclude", "--uniform", "--json",
+    },
+    "lora inspect": {"--base", "--leading", "--threshold", "--alpha", "--json"},
+    "lora add": {
+        "--output", "-o", "--weights", "--rank", "--energy", "--error", "--bytes", "--uniform", "--alpha", "--json",
+    },
+    "merge-adapter": {"--output", "-o", "--alpha", "--restart", "--json"},
     "recipes": {"--json"},
     "demo": {"--output", "-o", "--keep"},
 }  # fmt: skip

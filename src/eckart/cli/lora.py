@@ -169,7 +169,8 @@ def add(
     wanted = None if sizes == (None,) * 4 else size_of(*sizes)
     if len(set(adapters)) < len(adapters):
         raise EckartError("an adapter is named twice: name it once, with a weight")
-    both = combine({str(place): read(place, alpha=alpha) for place in adapters}, shares)
+    # A directory says its own alpha; files of loralib among them have the one that was given.
+    both = combine({str(place): read(place, alpha=None if place.is_dir() else alpha) for place in adapters}, shares)
     if wanted is None:
         _written(both, {}, output, uniform=uniform, json=json)
         return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,10 +43,10 @@ def merge(
     check_place(out)
     found = read(adapter, alpha=alpha)
     base = Base(model)
-    made = _made(base, found)
+    changes = _changes(base, found)
+    loose = {base.skeleton.ties.get(name, name) for name in changes} & {*base.skeleton.ties.values()}
+    made = _on_disk(base, changes | _own_copies(base, changes, loose))
     homes = _homes(base, made)
-    config = base.checkpoint.config
-    untied = any(name not in base.checkpoint.tensors and name in base.skeleton.ties for name in made)
 
     def specs(file: str) -> list[TensorSpec]:
         return [made[spec.name][0] if spec.name in made else spec for spec in base.checkpoint.specs(file)] + homes.get(
@@ -58,35 +59,43 @@ def merge(
         specs=specs,
         metadata=lambda file: {"format": "pt"} | base.checkpoint.metadata(file),
         produce=lambda name: made[name][1]() if name in made else base.checkpoint.read(name),
-        config=_untied(config) if untied else None,
+        config=_untied(base.checkpoint.config) if loose else None,
     )
     finite = [disk for disk in made if disk in base.checkpoint.tensors]
     header = {"source": base.checkpoint.file_hashes(finite), "adapter": _hashes(Path(adapter)), "alpha": alpha}
     return rewrite(plan, out, header, restart=restart, progress=progress)
 
 
-def _made(base: Base, adapter: Adapter) -> dict[str, Produced]:
-    """The tensors of the result that are not the base's, by their names on disk."""
+def _changes(base: Base, adapter: Adapter) -> dict[str, Produced]:
+    """The parameters that are not the base's."""
     # Of adapted modules PEFT may store what is below the adapter as well, which is the base's own unless it trained.
     whole = {name.replace(".base_layer.", "."): tensor for name, tensor in adapter.others.items()}
-    changes: dict[str, Produced] = {}  # by parameter
+    changes: dict[str, Produced] = {}
     for name, layer in adapter.layers.items():
         changes[f"{name}.weight"] = _merged(base, name, layer, whole.pop(f"{name}.weight", None))
     for name, tensor in whole.items():
         replaced = _replaced(base, name, tensor)
         if replaced is not None:
             changes[name] = replaced
-    # Where one of several tied parameters changes, all of them need tensors of their own.
-    ties = base.skeleton.ties
-    for source in sorted({ties.get(name, name) for name in changes} & {*ties.values()}):
-        for name in (source, *(copy for copy, other in ties.items() if other == source)):
+    return changes
+
+
+def _own_copies(base: Base, changes: Mapping[str, Produced], loose: Collection[str]) -> dict[str, Produced]:
+    """Of parameters that were tied to one that changes, ``loose`` being the sources, the tensors that they keep."""
+    found: dict[str, Produced] = {}
+    for source in sorted(loose):
+        for name in (source, *(copy for copy, other in base.skeleton.ties.items() if other == source)):
             disk = base.disk_of(name)
             if name not in changes and disk is not None:
-                spec = base.checkpoint.tensors[disk][1]
-                changes[name] = (spec, lambda disk=disk: base.checkpoint.read(disk))  # type: ignore[misc]
+                found[name] = base.checkpoint.tensors[disk][1], partial(base.checkpoint.read, disk)
+    return found
+
+
+def _on_disk(base: Base, changes: Mapping[str, Produced]) -> dict[str, Produced]:
+    """Changes by the names of their tensors; what the base did not store is called as its parameter."""
     made: dict[str, Produced] = {}
     for name, (spec, produce) in changes.items():
-        disk = base.disks.get(name, name)
+        disk = base.disks.get(name) or (base.disk_of(name) if name not in base.skeleton.ties else None) or name
         made[disk] = TensorSpec(disk, spec.dtype, spec.shape), produce
     return made
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from eckart.errors import EckartError, first_line
 from eckart.model.files import check_regular, read_json, shown
 from eckart.model.surgery.adapter import PREFIX, Adapter, Convolution, Embedding, Layer, Linear
+from eckart.model.targets import natural
 from eckart.model.tensorfile import TensorFile
 
 WEIGHTS, PICKLED, CONFIG = "adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"
@@ -145,6 +146,7 @@ def _sorted(
             raise EckartError(f"{path}: tensor {name} is no factor of a plain LoRA: merge this adapter by PEFT")
         else:
             others[name] = tensor
+    sides = dict(sorted(sides.items(), key=lambda item: natural(item[0])))
     if not sides:
         example = f"; its names look like {next(iter(tensors))}" if tensors else ""
         raise EckartError(f"{path} holds no lora_A and lora_B: it is no adapter{example}")
