@@ -45,7 +45,8 @@ OPTIONS: dict[str, set[str]] = {
         "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--uniform", "--alpha", "--json",
     },
     "lora extract": {
-        "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--only", "--exclude", "--uniform", "--json",
+        "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--only", "--exclude", "--calibration",
+        "--tokens", "--window", "--seed", "--uniform", "--json",
     },
     "lora inspect": {"--base", "--leading", "--threshold", "--alpha", "--json"},
     "lora add": {

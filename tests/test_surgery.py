@@ -14,7 +14,7 @@ import torch
 from models import ARCHITECTURES, CONTEXT, VOCABULARY, shard, variant
 from outputs import far, loaded, logits, token_ids
 from peft import LoraConfig, PeftModel, get_peft_model
-from runs import Killer, cli, edit_json, edit_tensor, edit_tensors, left_behind, refused, tree
+from runs import Killer, calibration_text, cli, edit_json, edit_tensor, edit_tensors, left_behind, refused, tree
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
@@ -25,6 +25,7 @@ from eckart.model.surgery import (
     Convolution,
     Layer,
     Map,
+    Text,
     ToBytes,
     ToEnergy,
     ToError,
@@ -41,6 +42,7 @@ from eckart.model.surgery import (
 )
 from eckart.model.surgery.base import Base
 from eckart.model.surgery.reading import pattern_of
+from eckart.model.text import draw_windows, ids_for
 
 RANK = 6
 LLAMA = ["q_proj", "v_proj", "down_proj"]
@@ -382,6 +384,47 @@ def test_bytes_of_an_extraction(shelf: dict[str, Path], tmp_path: Path) -> None:
     assert ranks["q_proj"] < ranks["up_proj"] < ranks["v_proj"]
     for entry in table["modules"].values():
         assert entry["bound"]["achieved"] <= entry["bound"]["lower"] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_errors_weighed_by_a_text(kind: str, shelf: dict[str, Path], tmp_path: Path) -> None:
+    """With inputs X the error counts ``|E X^T|``: the curve is that of the singular values of the difference times them."""
+    tuned, generator = tmp_path / "tuned", torch.Generator().manual_seed(6)
+    shutil.copytree(shelf[kind], tuned)
+    names = LLAMA if kind == "llama" else GPT2
+    for name, spec in load_file(shelf[kind] / "model.safetensors").items():
+        if name.endswith(".weight") and name.split(".")[-2] in names:
+            noise = torch.randn(spec.shape, generator=generator)
+            edit_tensor(tuned, name, lambda w, e=noise: w + 0.1 * e)
+    text = calibration_text(tmp_path / "text.txt")
+    found = extract(shelf[kind], tuned, ToRank(5), text=Text(text, tokens=256, window=32))
+    model, inputs = loaded(shelf[kind]), {}
+    for name in found.adapter.layers:
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: inputs.update({name: args[0].detach().double().flatten(0, 1)})
+        )
+    ids = draw_windows(ids_for(shelf[kind], text.read_text()), 32, 256, torch.Generator().manual_seed(0))
+    model(input_ids=ids)
+    plain = extract(shelf[kind], tuned, ToRank(5))
+    for name, bound in found.bounds.items():
+        change = tuned_minus_base(shelf[kind], tuned, name, turned=kind == "gpt2")
+        seen = change @ inputs[name].T.numpy()
+        s = np.linalg.svd(seen, compute_uv=False)
+        assert bound.relative == pytest.approx(float(np.sqrt((s[5:] ** 2).sum() / (s**2).sum())), rel=1e-4)
+        errors = [
+            np.linalg.norm((change - e.adapter.layers[name].update.dense().numpy()) @ inputs[name].T.numpy())
+            for e in (found, plain)
+        ]
+        assert errors[0] == pytest.approx(float(np.sqrt((s[5:] ** 2).sum())), rel=1e-4)
+        assert errors[0] < errors[1]
+    budget = extract(shelf[kind], tuned, ToBytes(20_000), text=Text(text, tokens=256, window=32))
+    assert len(set(budget.adapter.ranks.values())) > 1
+
+
+def tuned_minus_base(base: Path, tuned: Path, name: str, *, turned: bool) -> np.ndarray:
+    first, second = (load_file(p / "model.safetensors")[f"{name}.weight"].double() for p in (base, tuned))
+    found: np.ndarray = ((second - first).T if turned else second - first).numpy()
+    return found
 
 
 # ---- inspect ----------------------------------------------------------------------------------------------------------

@@ -89,6 +89,14 @@ def extract(
     size: Bytes = None,
     only: Only = None,
     exclude: Exclude = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="A UTF-8 text: errors count by what the base's inputs on it make of them.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of that text to use.")] = 32768,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens a window; by default the model's context, at most 2048.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which windows of the text are used.")] = 0,
     uniform: Uniform = False,
     json: Json = False,
 ) -> None:
@@ -98,14 +106,18 @@ def extract(
     eckart lora extract ./base ./tuned -o ./adapter --rank 16
 
     eckart lora extract org/base org/tuned -o ./adapter --bytes 20MB --only '*.mlp.*'
+
+    eckart lora extract ./base ./tuned -o ./adapter --rank 16 --calibration texts.txt
     """
     from eckart.model.output import check_free
+    from eckart.model.surgery import Text
     from eckart.model.surgery import extract as extracted
 
     wanted = size_of(rank, energy, error, size)
     check_free(output)
     with show.progress() as progress:
-        made = extracted(base, tuned, wanted, only=only or (), exclude=exclude or (), progress=progress)
+        text = None if calibration is None else Text(calibration, tokens, window, seed)
+        made = extracted(base, tuned, wanted, only=only or (), exclude=exclude or (), text=text, progress=progress)
     _written(made.adapter, made.bounds, output, uniform=uniform, json=json, left=made.left)
 
 
@@ -253,7 +265,8 @@ def _written(
             ("-", "-", "-") if bound is None else (show.number(bound.scale), show.percent(bound.relative), _over(bound))
         )
         rows.append((name, f"{layer.shape[0]} x {layer.shape[1]}", ranks, *told))
-    show.print_table(("module", "shape", "rank", "norm", "error", "over optimum"), rows)
+    norm = next((bound.norm for bound in bounds.values()), "frobenius")
+    show.print_table(("module", "shape", "rank", f"norm ({norm})", "error", "over optimum"), rows)
     console = show.out()
     if left:
         console.print("\ndiffers too, and is not in the adapter:")

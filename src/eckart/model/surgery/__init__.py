@@ -8,6 +8,7 @@ from eckart.model.surgery.merge import merge
 from eckart.model.surgery.reading import read
 from eckart.model.surgery.resize import Resized, resize
 from eckart.model.surgery.sizing import Size, ToBytes, ToEnergy, ToError, ToRank
+from eckart.model.surgery.weighing import Text
 from eckart.model.surgery.writing import write
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Map",
     "Resized",
     "Size",
+    "Text",
     "ToBytes",
     "ToEnergy",
     "ToError",

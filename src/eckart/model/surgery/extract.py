@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from torch import Tensor
 from eckart.bound import Bound
 from eckart.errors import EckartError
 from eckart.linalg import singular_values
+from eckart.linalg.certified import PLAIN
+from eckart.metric import Metric
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.surgery.adapter import Adapter, Embedding, Layer, Linear, nearest
 from eckart.model.surgery.base import check_stock
 from eckart.model.surgery.sizing import Costs, Size, ToBytes, ToRank, fitted, spread
+from eckart.model.surgery.weighing import Inputs, Text
 from eckart.model.surgery.writing import size_of
 from eckart.model.targets import Target, Untouched, find_targets, matches, natural
 from eckart.model.tensorfile import TensorFile
@@ -70,12 +73,14 @@ def differences(
     maps: Mapping[str, Map],
     *,
     reasons: Mapping[str, str] | None = None,
+    metric: Callable[[str], Metric] | None = None,
     progress: Progress = quiet,
 ) -> Extracted:
     """Factors of ``tuned[name] - base[name]`` for every tensor that ``maps`` names, and word of all others that differ.
 
     ``base`` and ``tuned`` may read a tensor when it is asked for: two of one name are held at a time, in float64. For ``ToBytes`` they
-    are read twice, for the singular values and for the factors. ``reasons`` says of tensors that are no maps why.
+    are read twice, for the singular values and for the factors. ``reasons`` says of tensors that are no maps why, ``metric`` of
+    a module how its error counts; it is asked in the natural order of names.
 
     >>> w = {"q.weight": torch.eye(3), "norm.weight": torch.ones(3)}
     >>> t = {"q.weight": torch.eye(3) + torch.ones(3, 3), "norm.weight": torch.full((3,), 1.5)}
@@ -85,6 +90,7 @@ def differences(
 
     Raises ``EckartError`` where no map differs, a shape is another one, or NaN is met.
     """
+    metric = metric or _plain
     changed, left, unchanged = [], [], 0
     values: dict[str, Tensor] = {}
     names = sorted({*base, *tuned}, key=natural)
@@ -97,7 +103,8 @@ def differences(
         else:
             changed.append(name)
             if isinstance(size, ToBytes):
-                values[name] = singular_values(change).s
+                own = metric(maps[name].module)
+                values[name] = (singular_values(change) if own.is_plain else own.svd(change)).s
         progress("compare", done + 1, len(names), name)
     if not changed:
         only = f"only {', '.join(entry.name for entry in left[:3])}" if left else "they are the same"
@@ -110,7 +117,7 @@ def differences(
         assert isinstance(change, Tensor)
         place = maps[name]
         try:
-            fit = fitted(change, sizes[name], STORED, accuracy=ACCURACY)
+            fit = fitted(change, sizes[name], STORED, accuracy=ACCURACY, metric=metric(place.module))
         except ValueError as error:  # an error that factors in this dtype do not come down to
             raise EckartError(f"{place.module}: {error}") from error
         op = fit.op
@@ -194,16 +201,21 @@ def extract(
     *,
     only: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    text: Text | None = None,
     progress: Progress = quiet,
 ) -> Extracted:
     """The adapter by which a tuned model differs from its base: two Hugging Face checkpoints, or two safetensors files.
 
     Of checkpoints the linear maps inside of the blocks are taken, with ``only`` every map or embedding that a pattern fits. Two files
     say nothing of an architecture: there every ``NAME.weight`` of two dimensions is one, stored as (outputs, inputs).
+    With a ``text`` errors of linear maps count by what the base's inputs on it make of them, for
+    which the base is loaded whole, in float32.
 
     Raises ``EckartError`` for checkpoints that are compressed or of another architecture, and as ``differences`` does.
     """
     if all(Path(place).suffix == ".safetensors" for place in (base, tuned)):
+        if text is not None:
+            raise EckartError(f"{base} is a file of tensors, which no text can be run through: leave --calibration out")
         first, second = (TensorFile(Path(place)) for place in (base, tuned))
         maps = _matrices_of(first, only, exclude)
         stored = Reading(first, {name: name for name in first.specs})
@@ -217,17 +229,32 @@ def extract(
     places = _by_parameter(before)
     keys = {disk: key for key, disk in places.items()}
     targets, untouched = find_targets(before, only, exclude)
+    maps = {keys[target.disk]: _map_of(target) for target in targets if not target.twins}
+    metric = _plain if text is None else _weighed(base, maps, text)
     found = differences(
         Reading(before.checkpoint, places),
         Reading(after.checkpoint, _by_parameter(after)),
         size,
-        {keys[target.disk]: _map_of(target) for target in targets if not target.twins},
+        maps,
         reasons=_reasons(untouched, targets, keys),
+        metric=metric,
         progress=progress,
     )
     turned = any(target.transposed for target in targets)
     config = {"base_model_name_or_path": str(base), "fan_in_fan_out": turned, "task_type": "CAUSAL_LM"}
     return Extracted(Adapter(found.adapter.layers, {}, config), found.bounds, found.left, found.unchanged)
+
+
+def _plain(module: str) -> Metric:
+    return PLAIN
+
+
+def _weighed(base: str | Path, maps: Mapping[str, Map], text: Text) -> Callable[[str], Metric]:
+    """The metrics of linear maps; a table's rows are looked up one by one, and count the same."""
+    linear = [maps[name].module for name in sorted(maps, key=natural) if not isinstance(maps[name].kind, Embedding)]
+    inputs = Inputs.of(base, linear, text)
+    known = set(linear)
+    return lambda module: inputs(module) if module in known else PLAIN
 
 
 def _skeleton(model: str | Path) -> Skeleton:

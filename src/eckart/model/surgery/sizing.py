@@ -13,6 +13,8 @@ from eckart.allocate.slots import BudgetError
 from eckart.errors import EckartError
 from eckart.fit import Fit
 from eckart.linalg import truncated_svd
+from eckart.linalg.certified import PLAIN
+from eckart.metric import Metric
 from eckart.operator import Operator
 
 
@@ -60,9 +62,14 @@ Size = ToRank | ToEnergy | ToError | ToBytes
 
 
 def fitted(
-    update: Operator | Tensor, size: ToRank | ToEnergy | ToError, dtype: torch.dtype, *, accuracy: float = 0.0
+    update: Operator | Tensor,
+    size: ToRank | ToEnergy | ToError,
+    dtype: torch.dtype,
+    *,
+    accuracy: float = 0.0,
+    metric: Metric = PLAIN,
 ) -> Fit:
-    """The best factors in ``dtype`` of a size; of a rank above the sides of the matrix, those of the smaller side.
+    """The best factors in ``dtype`` of a size, in a metric; of a rank above the sides of the matrix, those of the smaller side.
 
     >>> from eckart.operator import Factors
     >>> update = Factors(torch.eye(4)[:, :2] * torch.tensor([2.0, 1.0]), torch.eye(4)[:2])
@@ -75,11 +82,11 @@ def fitted(
     """
     match size:
         case ToRank(rank):
-            return truncated_svd(update, min(rank, *update.shape), accuracy=accuracy, dtype=dtype)
+            return truncated_svd(update, min(rank, *update.shape), accuracy=accuracy, metric=metric, dtype=dtype)
         case ToEnergy(share):
-            return truncated_svd(update, energy=float(share), accuracy=accuracy, dtype=dtype)
+            return truncated_svd(update, energy=float(share), accuracy=accuracy, metric=metric, dtype=dtype)
         case ToError(share):
-            return truncated_svd(update, error=float(share), accuracy=accuracy, dtype=dtype)
+            return truncated_svd(update, error=float(share), accuracy=accuracy, metric=metric, dtype=dtype)
 
 
 @dataclass(frozen=True)
