@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,16 +67,13 @@ class Base:
                 f"{name} is {kinds[0]} in {folder}, but {kinds[1]} in the adapter: it is for another model"
             )
         spec = self.checkpoint.tensors[disk][1]
-        if spec.dtype not in FLOATING:
+        if spec.dtype not in FLOATING or not spec.shape:
             raise EckartError(
                 f"{folder}: {disk} is stored as {spec.dtype}, which nothing can be added to: load and save the model in bfloat16"
             )
         transposed = looked_up or isinstance(module, Conv1D)
         rows, columns = layer.shape
-        size = 1
-        for side in spec.shape:
-            size *= side
-        fits = spec.shape[-1 if transposed else 0] == rows and size == rows * columns if spec.shape else False
+        fits = spec.shape[-1 if transposed else 0] == rows and math.prod(spec.shape) == rows * columns
         if not fits:
             raise EckartError(
                 f"{name} is {shown(list(spec.shape))} in {folder}, but the adapter changes a map of {rows} x {columns}: "

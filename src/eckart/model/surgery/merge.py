@@ -16,7 +16,7 @@ from eckart.model.rewrite import Rewriting, check_place, rewrite
 from eckart.model.surgery.adapter import Adapter, Layer
 from eckart.model.surgery.base import Base
 from eckart.model.surgery.inspect import changed_by
-from eckart.model.surgery.reading import read
+from eckart.model.surgery.reading import home, read
 from eckart.model.tensorfile import TensorSpec
 
 Produced = tuple[TensorSpec, Callable[[], Tensor]]
@@ -62,7 +62,7 @@ def merge(
         config=_untied(base.checkpoint.config) if loose else None,
     )
     finite = [disk for disk in made if disk in base.checkpoint.tensors]
-    header = {"source": base.checkpoint.file_hashes(finite), "adapter": _hashes(Path(adapter)), "alpha": alpha}
+    header = {"source": base.checkpoint.file_hashes(finite), "adapter": _hashes(home(adapter)), "alpha": alpha}
     return rewrite(plan, out, header, restart=restart, progress=progress)
 
 

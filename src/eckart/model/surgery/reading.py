@@ -44,7 +44,7 @@ def read(place: str | Path, *, alpha: float | None = None) -> Adapter:
 
     Raises ``EckartError`` for what is no adapter of plain factors, for shapes or ranks that do not go together, and for NaN or infinity.
     """
-    path = Path(place)
+    path = home(place)
     if path.is_dir():
         if alpha is not None:
             raise EckartError(f"{path / CONFIG} says what alpha is: leave --alpha out")
@@ -52,6 +52,12 @@ def read(place: str | Path, *, alpha: float | None = None) -> Adapter:
     if not path.exists():
         raise EckartError(f"{path} does not exist: name a PEFT directory with {CONFIG}, or a file of loralib")
     return _loralib(path, alpha)
+
+
+def home(place: str | Path) -> Path:
+    """The directory of an adapter, also where its file of tensors is named, or the file that stands alone."""
+    path = Path(place)
+    return path.parent if path.name in (WEIGHTS, PICKLED) and (path.parent / CONFIG).is_file() else path
 
 
 def _directory(folder: Path) -> Adapter:
@@ -98,7 +104,8 @@ def _directory(folder: Path) -> Adapter:
 
 
 def _loralib(path: Path, alpha: float | None) -> Adapter:
-    sides, lengths, others = _sorted(path, _tensors(path))
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in _tensors(path).items()}
+    sides, lengths, others = _sorted(path, tensors)
     if alpha is None:
         raise EckartError(f"{path} does not say what alpha is, by which its updates are scaled: give --alpha, e.g. 16")
     if not math.isfinite(alpha):

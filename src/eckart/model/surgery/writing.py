@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from eckart.errors import EckartError
 from eckart.model.files import make_folder, write_json
+from eckart.model.journal import JOURNAL
 from eckart.model.output import check_free, move_into_place, work_folder
 from eckart.model.surgery.adapter import PREFIX, Adapter
 from eckart.model.surgery.reading import CONFIG, WEIGHTS, pattern_of
@@ -41,6 +43,8 @@ def write(adapter: Adapter, out: str | Path, *, uniform: bool = False) -> Path:
     check_free(out)
     made = brought_to_one_rank(adapter) if uniform else adapter
     scratch = work_folder(out)
+    if (scratch / JOURNAL).exists():
+        raise EckartError(f"{scratch} holds an unfinished run of another command: finish it, or choose another output")
     if scratch.exists():
         shutil.rmtree(scratch)
     make_folder(scratch)
