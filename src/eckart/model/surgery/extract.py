@@ -11,6 +11,8 @@ from torch import Tensor
 
 from eckart.bound import Bound
 from eckart.errors import EckartError
+from eckart.fit import Fit
+from eckart.kernels.svd import LAPACK_SIDE
 from eckart.linalg import singular_values
 from eckart.linalg.certified import PLAIN
 from eckart.metric import Metric
@@ -19,14 +21,16 @@ from eckart.model.progress import Progress, quiet
 from eckart.model.skeleton import Skeleton
 from eckart.model.surgery.adapter import Adapter, Embedding, Layer, Linear, nearest
 from eckart.model.surgery.base import check_stock
-from eckart.model.surgery.sizing import Costs, Size, ToBytes, ToRank, fitted, spread
+from eckart.model.surgery.sizing import Costs, Size, ToBytes, ToEnergy, ToError, ToRank, fitted, spread
 from eckart.model.surgery.weighing import Inputs, Text
 from eckart.model.surgery.writing import size_of
 from eckart.model.targets import Target, Untouched, find_targets, matches, natural
 from eckart.model.tensorfile import TensorFile
 from eckart.operator import Factors
 
-ACCURACY = 2e-3  # of large matrices, as truncated_svd has it; up to a side of 256 nothing is iterated for
+ACCURACY = (
+    2e-3  # of matrices whose smaller side is above LAPACK_SIDE, as truncated_svd has it; others are decomposed exactly
+)
 STORED = torch.float32  # what factors of a difference are stored in
 
 
@@ -117,7 +121,7 @@ def differences(
         assert isinstance(change, Tensor)
         place = maps[name]
         try:
-            fit = fitted(change, sizes[name], STORED, accuracy=ACCURACY, metric=metric(place.module))
+            fit = _fit(change, sizes[name], metric(place.module))
         except ValueError as error:  # an error that factors in this dtype do not come down to
             raise EckartError(f"{place.module}: {error}") from error
         op = fit.op
@@ -125,6 +129,12 @@ def differences(
         layers[place.module], bounds[place.module] = Layer(op.left, op.right, 1.0, place.kind), fit.bounds[0]
         progress("extract", len(layers), len(changed), place.module)
     return Extracted(Adapter(layers), bounds, tuple(left), unchanged)
+
+
+def _fit(change: Tensor, size: ToRank | ToEnergy | ToError, metric: Metric) -> Fit:
+    """Factors of a difference, with a lower bound that comes near the optimum also where they were iterated for."""
+    large = min(change.shape) > LAPACK_SIDE
+    return fitted(change, size, STORED, accuracy=ACCURACY if large else 0.0, metric=metric, close=large)
 
 
 def _change(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -68,8 +69,11 @@ def fitted(
     *,
     accuracy: float = 0.0,
     metric: Metric = PLAIN,
+    close: bool = False,
 ) -> Fit:
     """The best factors in ``dtype`` of a size, in a metric; of a rank above the sides of the matrix, those of the smaller side.
+
+    With ``close`` the lower bound comes near the optimum whichever way they were found, and there is one in the spectral norm.
 
     >>> from eckart.operator import Factors
     >>> update = Factors(torch.eye(4)[:, :2] * torch.tensor([2.0, 1.0]), torch.eye(4)[:2])
@@ -80,13 +84,14 @@ def fitted(
 
     Raises ``ValueError`` as ``truncated_svd`` does.
     """
+    found = partial(truncated_svd, update, accuracy=accuracy, metric=metric, dtype=dtype, spectral=close)
     match size:
         case ToRank(rank):
-            return truncated_svd(update, min(rank, *update.shape), accuracy=accuracy, metric=metric, dtype=dtype)
+            return found(min(rank, *update.shape))
         case ToEnergy(share):
-            return truncated_svd(update, energy=float(share), accuracy=accuracy, metric=metric, dtype=dtype)
+            return found(energy=float(share))
         case ToError(share):
-            return truncated_svd(update, error=float(share), accuracy=accuracy, metric=metric, dtype=dtype)
+            return found(error=float(share))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from eckart.metric import Metric
 from eckart.model.adapting.observe import Batch, observe
 from eckart.model.checkpoint import resolve
 from eckart.model.evaluate import BATCH_TOKENS, load
+from eckart.model.skeleton import without_bars
 from eckart.model.text import draw_windows, ids_for, read_text, window_length
 from eckart.stats import Gram, Need
 
@@ -47,7 +48,8 @@ class Inputs:
         window = window_length(folder, text.window)
         windows = draw_windows(ids_for(folder, content), window, text.tokens, Generator().manual_seed(text.seed))
         batches = [{"input_ids": ids} for ids in windows.split(max(1, BATCH_TOKENS // window))]
-        return cls(load(folder, dtype=torch.float32), modules, batches)
+        with without_bars():
+            return cls(load(folder, dtype=torch.float32), modules, batches)
 
     def __call__(self, module: str) -> Metric:
         """The metric of one module."""
