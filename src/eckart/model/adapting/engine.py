@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from eckart.errors import EckartError, first_line
 from eckart.model.adapting.course import Course
-from eckart.model.adapting.export import CONFIG, written
+from eckart.model.adapting.export import written
 from eckart.model.adapting.kept import read_begun, write_begun
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.records import Example, collate, examples_of, read_records
@@ -27,6 +27,7 @@ from eckart.model.output import check_free, move_into_place, work_folder
 from eckart.model.progress import Progress, quiet
 from eckart.model.run import seeded
 from eckart.model.skeleton import without_bars
+from eckart.model.surgery.reading import CONFIG
 from eckart.model.text import load_tokenizer, window_length
 
 RUN, DONE = "run.json", "done.json"  # in the work folder: what was asked for, and what came out

@@ -45,16 +45,21 @@ def write(adapter: Adapter, out: str | Path, *, uniform: bool = False) -> Path:
     scratch = work_folder(out)
     if (scratch / JOURNAL).exists():
         raise EckartError(f"{scratch} holds an unfinished run of another command: finish it, or choose another output")
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    make_folder(scratch)
     try:
-        write_all(scratch / WEIGHTS, tensors_of(made))
-        write_json(scratch / CONFIG, config_of(made))
+        put_into(made, scratch)
         move_into_place(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return out
+
+
+def put_into(adapter: Adapter, folder: Path) -> None:
+    """As ``write`` to a folder that is not yet where it belongs; whatever is there is replaced."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    make_folder(folder)
+    write_all(folder / WEIGHTS, tensors_of(adapter))
+    write_json(folder / CONFIG, config_of(adapter))
 
 
 def brought_to_one_rank(adapter: Adapter) -> Adapter:
