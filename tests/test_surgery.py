@@ -14,6 +14,7 @@ import torch
 from models import ARCHITECTURES, CONTEXT, VOCABULARY, shard, variant
 from outputs import far, loaded, logits, token_ids
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.other import get_pattern_key
 from runs import Killer, calibration_text, cli, edit_json, edit_tensor, edit_tensors, left_behind, refused, tree
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -201,6 +202,17 @@ def test_patterns_fit_their_modules_alone(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "name", ["q_proj", "layers.0.q_proj", "model.layers.0.q_proj", "model.layers.10.q_proj", "a.xq_proj", "q_projx"]
+)
+@pytest.mark.parametrize(
+    "patterns",
+    [["q_proj"], ["layers.0.q_proj", "q_proj"], ["^q_proj"], ["^model.layers.0.q_proj"], [r".*\.10\.q_proj"], ["q"]],
+)
+def test_patterns_are_matched_as_peft_does(patterns: list[str], name: str) -> None:
+    assert (pattern_of(dict.fromkeys(patterns), name) or name) == get_pattern_key(patterns, name)
+
+
 # ---- resize -----------------------------------------------------------------------------------------------------------
 
 
@@ -246,6 +258,10 @@ def test_each_size_is_met_by_the_least_rank(shelf: dict[str, Path], tmp_path: Pa
     by_error = resize(before, ToError(0.5))
     assert by_error.adapter.ranks == {name: int(np.argmax(share >= 0.75)) + 1 for name, share in kept.items()}
     assert all(b.upper <= 0.5 * b.scale for b in by_error.bounds.values())
+    for all_of_it in (ToEnergy(1.0), ToError(0.0)):  # what no smaller rank holds stays as it is, bit by bit
+        same = resize(before, all_of_it).adapter.layers
+        assert all(torch.equal(same[name].left, layer.left) for name, layer in before.layers.items())
+        assert {layer.scale for layer in same.values()} == {16 / RANK}
     # A budget: as many ranks as fit, and no exchange of one for another would be better.
     budget = 15_000
     made = resize(before, ToBytes(budget)).adapter
