@@ -82,8 +82,8 @@ def differences(
 ) -> Extracted:
     """Factors of ``tuned[name] - base[name]`` for every tensor that ``maps`` names, and word of all others that differ.
 
-    ``base`` and ``tuned`` may read a tensor when it is asked for: two of one name are held at a time, in float64. For ``ToBytes`` they
-    are read twice, for the singular values and for the factors. ``reasons`` says of tensors that are no maps why, ``metric`` of
+    ``base`` and ``tuned`` may read a tensor when it is asked for: two of one name are held at a time, in float64. For ``ToBytes`` those
+    that differ are read twice, for the singular values and for the factors. ``reasons`` says of tensors that are no maps why, ``metric`` of
     a module how its error counts; it is asked in the natural order of names.
 
     >>> w = {"q.weight": torch.eye(3), "norm.weight": torch.ones(3)}
@@ -95,7 +95,8 @@ def differences(
     Raises ``EckartError`` where no map differs, a shape is another one, or NaN is met.
     """
     metric = metric or _plain
-    changed, left, unchanged = [], [], 0
+    left, unchanged = [], 0
+    fits: dict[str, Fit] = {}
     values: dict[str, Tensor] = {}
     names = sorted({*base, *tuned}, key=natural)
     for done, name in enumerate(names):
@@ -104,37 +105,40 @@ def differences(
             unchanged += 1
         elif isinstance(change, Left):
             left.append(change)
+        elif isinstance(size, ToBytes):
+            own = metric(maps[name].module)
+            values[name] = (singular_values(change) if own.is_plain else own.svd(change)).s
         else:
-            changed.append(name)
-            if isinstance(size, ToBytes):
-                own = metric(maps[name].module)
-                values[name] = (singular_values(change) if own.is_plain else own.svd(change)).s
+            fits[name] = _fit(maps[name], change, size, metric)
         progress("compare", done + 1, len(names), name)
-    if not changed:
+    if not fits and not values:
         only = f"only {', '.join(entry.name for entry in left[:3])}" if left else "they are the same"
         raise EckartError(f"no linear map differs between base and tuned model, {only}: there is no adapter to extract")
-    sizes = _spread(size, values, maps, tuned) if isinstance(size, ToBytes) else dict.fromkeys(changed, size)
-    layers: dict[str, Layer] = {}
-    bounds: dict[str, Bound] = {}
-    for name in changed:
-        change = _change(name, base, tuned, maps, {})
-        assert isinstance(change, Tensor)
-        place = maps[name]
-        try:
-            fit = _fit(change, sizes[name], metric(place.module))
-        except ValueError as error:  # an error that factors in this dtype do not come down to
-            raise EckartError(f"{place.module}: {error}") from error
-        op = fit.op
-        assert isinstance(op, Factors)
-        layers[place.module], bounds[place.module] = Layer(op.left, op.right, 1.0, place.kind), fit.bounds[0]
-        progress("extract", len(layers), len(changed), place.module)
+    if isinstance(size, ToBytes):
+        for name, rank in _spread(size, values, maps, tuned).items():
+            change = _change(name, base, tuned, maps, {})
+            assert isinstance(change, Tensor)
+            fits[name] = _fit(maps[name], change, rank, metric)
+            progress("extract", len(fits), len(values), name)
+    layers = {maps[name].module: _layer(maps[name], fit) for name, fit in fits.items()}
+    bounds = {maps[name].module: fit.bounds[0] for name, fit in fits.items()}
     return Extracted(Adapter(layers), bounds, tuple(left), unchanged)
 
 
-def _fit(change: Tensor, size: ToRank | ToEnergy | ToError, metric: Metric) -> Fit:
+def _fit(place: Map, change: Tensor, size: ToRank | ToEnergy | ToError, metric: Callable[[str], Metric]) -> Fit:
     """Factors of a difference, with a lower bound that comes near the optimum also where they were iterated for."""
     large = min(change.shape) > LAPACK_SIDE
-    return fitted(change, size, STORED, accuracy=ACCURACY if large else 0.0, metric=metric, close=large)
+    accuracy = ACCURACY if large else 0.0
+    try:
+        return fitted(change, size, STORED, accuracy=accuracy, metric=metric(place.module), close=large)
+    except ValueError as error:  # an error that factors in this dtype do not come down to
+        raise EckartError(f"{place.module}: {error}") from error
+
+
+def _layer(place: Map, fit: Fit) -> Layer:
+    op = fit.op
+    assert isinstance(op, Factors)
+    return Layer(op.left, op.right, 1.0, place.kind)
 
 
 def _change(
