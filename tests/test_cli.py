@@ -41,6 +41,11 @@ OPTIONS: dict[str, set[str]] = {
     "inspect": {"--only", "--exclude", "--json"},
     "bonds": {"--json"},
     "bench layers": {"--shape", "--batch", "--repeats", "--json"},
+    "adapt": {
+        "--data", "--output", "-o", "--recipe", "--rank", "--steps", "--batch", "--accumulate", "--rate", "--warm-up", "--decay",
+        "--dropout", "--length", "--held-out", "--judge", "--patience", "--save", "--labels", "--only", "--exclude",
+        "--export-rank", "--uniform", "--seed", "--bfloat16", "--restart", "--json",
+    },
     "lora resize": {
         "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--uniform", "--alpha", "--json",
     },

@@ -38,6 +38,7 @@ def test_readme_commands_run_and_leave_what_they_promise(tmp_path: Path) -> None
     assert "everything that was checked holds" in output
     assert (tmp_path / "small" / "eckart.json").stat().st_size > 1000
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
+    assert (tmp_path / "merged" / "model.safetensors").stat().st_size == (MODEL / "model.safetensors").stat().st_size
     assert "quantization_config" not in (tmp_path / "dense" / "config.json").read_text()
     assert '"healing"' in (tmp_path / "healed" / "eckart.json").read_text()
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (MODEL / "model.safetensors").read_bytes()
