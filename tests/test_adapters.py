@@ -352,6 +352,45 @@ def test_a_penalty_is_a_mean_over_adapters(shelf: dict[str, Path]) -> None:
     assert all(float(penalty(orthonormal.params).detach()) > 1e-4 for penalty in ADAPTERS["sorsa"]().penalties)
 
 
+@pytest.mark.parametrize("key", ["pissa", "kasa", "lora-sb", "dota", "dora", "flylora"])
+def test_the_untouched_model_is_there_all_the_time(key: str, shelf: dict[str, Path]) -> None:
+    before = logits(loaded(shelf["llama"]))
+    made = wrapped(key, "llama", shelf)
+    train(made.model, made.groups(1e-2), "llama")
+    made.model.eval()
+    after = logits(made.model)
+    with made.untouched():
+        assert far(logits(made.model), before) < 1e-5
+    assert torch.equal(logits(made.model), after)
+
+
+def test_outputs_are_held_to_those_of_the_untouched_model(shelf: dict[str, Path]) -> None:
+    made = wrapped("ba-lora", "llama", shelf)
+    batch = {**batches("llama")[0], "attention_mask": torch.ones_like(token_ids()[:1])}
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][:, :10] = -100
+    own = made.model(**batch).logits
+    started = made.output_penalty(batch, own)
+    rows = own[0, 9:-1].detach().double()
+    p, s = rows.softmax(-1), torch.linalg.svdvals(rows)
+    expected = 3e-4 * float((p * p.log()).sum(-1).mean()) - 1e-4 * float(s[:3].sum() / s.sum())
+    assert float(started.detach()) == pytest.approx(expected, rel=1e-4)  # the divergence is still zero
+    train(made.model, made.groups(3e-2), "llama")
+    own = made.model.eval()(**batch).logits
+    reference = loaded(shelf["llama"])(input_ids=batch["input_ids"]).logits
+    divergence = (
+        (reference[0, 9:-1].softmax(-1) * (reference[0, 9:-1].log_softmax(-1) - own[0, 9:-1].log_softmax(-1)))
+        .sum(-1)
+        .mean()
+    )
+    rows = own[0, 9:-1].detach().double()
+    p, s = rows.softmax(-1), torch.linalg.svdvals(rows)
+    rest = 3e-4 * float((p * p.log()).sum(-1).mean()) - 1e-4 * float(s[:3].sum() / s.sum())
+    found = made.output_penalty(batch, own)
+    assert float(found.detach()) - rest == pytest.approx(1e-4 * float(divergence.detach()), rel=2e-3)
+    assert float(wrapped("lora", "llama", shelf).output_penalty(batch, own)) == 0
+
+
 # ---- what starts are measured on --------------------------------------------------------------------------------------
 
 

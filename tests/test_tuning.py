@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from runs import Killer, cli, refused, tree
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from eckart.adapt import RECIPES, Course, tune
+from eckart.adapters.outputs import Divergence
 from eckart.errors import EckartError
 from eckart.model.adapting.engine import _divided
 from eckart.model.adapting.records import MASKED, collate, examples_of, read_records
@@ -184,6 +186,17 @@ def test_parts_of_a_step_add_up_to_it(recipe: str, model: Path, data: Path, tmp_
         done = tune(model, data, tmp_path / f"{recipe}{parts}", RECIPES[recipe](), rank=4, course=course)
         numbers[parts] = logits(PeftModel.from_pretrained(loaded(model), done.folder).eval())
     assert far(numbers[1], numbers[4]) < 1e-3
+
+
+def test_outputs_are_held_in_training(model: Path, data: Path, tmp_path: Path) -> None:
+    """The more the divergence from the untouched model costs, the nearer to it training ends."""
+    before, moved = logits(loaded(model)), []
+    for weight in (0.0, 0.3, 30.0):
+        recipe = replace(RECIPES["pissa"](), outputs=(Divergence(weight),))
+        course = Course(steps=12, batch=4, accumulate=2, rate=1e-2, held_out=0.0)
+        done = tune(model, data, tmp_path / f"{weight}", recipe, rank=4, course=course)
+        moved.append(far(logits(PeftModel.from_pretrained(loaded(model), done.folder).eval()), before))
+    assert moved[0] > moved[1] > 1.3 * moved[2]
 
 
 def test_training_ends_early_with_the_best(model: Path, data: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.base, self.form, self.scale, self.roles = base, form, scale, dict(roles)
         self.dropout = nn.Dropout(dropout)
+        self.untouched = False  # whether the module does for now what it did before it was adapted
         for name, tensor in params.items():
             if roles[name].trains:
                 self.register_parameter(name, nn.Parameter(tensor))
@@ -91,6 +92,9 @@ class AdaptedLinear(Adapted):
 
     def forward(self, x: Tensor) -> Tensor:
         """The map applied to inputs (…, in), giving (…, out)."""
+        if self.untouched:
+            y = self.base(x)
+            return y if self.taken is None else y + apply_to_rows(self.taken, x.to(torch.float32)).to(y.dtype)
         inputs = x.to(next(iter(self.params.values())).dtype)
         if isinstance(self.form, Directed):
             base = operator_of(self.base)
@@ -115,7 +119,12 @@ class AdaptedConvolution(Adapted):
     def forward(self, x: Tensor) -> Tensor:
         """The convolution with the weight of base and adapter together."""
         base = Dense(matrix_of(self.base))
-        weight = applied(self.form, base, self.params, self.scale).dense().reshape(self.base.weight.shape)
+        whole: Operator
+        if self.untouched:
+            whole = base if self.taken is None else Sum((base, self.taken))
+        else:
+            whole = applied(self.form, base, self.params, self.scale)
+        weight = whole.dense().reshape(self.base.weight.shape)
         return self.base._conv_forward(x, weight.to(x.dtype), self.base.bias)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from eckart.adapters.base import Base, Untouched
 from eckart.adapters.forms import Form
+from eckart.adapters.outputs import OutputPenalty
 from eckart.adapters.penalties import Penalty
 from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import Role
@@ -23,8 +24,9 @@ from eckart.stats import Need
 class Adapt:
     """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it.
 
-    ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them, and
-    ``penalties`` are added to the loss. ``ranks`` differ from map to map, and a ``schedule`` changes them while they train.
+    ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them,
+    ``penalties`` on tensors and on ``outputs`` are added to the loss. ``ranks`` differ from map to map, and a ``schedule`` changes them
+    while they train.
 
     Raises ``ValueError`` where parts do not fit each other.
     """
@@ -38,6 +40,7 @@ class Adapt:
     roles: Mapping[str, Role] = field(default_factory=dict)
     rule: GradientRule = Plain()
     penalties: tuple[Penalty, ...] = ()
+    outputs: tuple[OutputPenalty, ...] = ()
     ranks: Redistribute | None = None
     schedule: Schedule = Constant()
 

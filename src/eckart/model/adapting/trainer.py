@@ -75,6 +75,16 @@ class AdapterTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
 
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The model's own loss, and in training what the recipe has against its outputs: a mean, as many parts as a step may have."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if model.training and self.wrapped.recipe.outputs:
+            parts = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+            loss = loss + self.wrapped.output_penalty(inputs, outputs.logits) / parts
+        return (loss, outputs) if return_outputs else loss
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over the groups that roles make."""
         if self.optimizer is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from eckart.model.adapting.modules import (
 )
 from eckart.model.adapting.observe import Batch, observe
 from eckart.model.adapting.recipe import Adapt
+from eckart.model.adapting.records import MASKED
 from eckart.model.linear import OperatorLinear
 from eckart.model.run import seeded
 from eckart.model.skeleton import block_names
@@ -73,6 +75,26 @@ class Wrapped:
         found = [penalty(adapter.params) for penalty in self.recipe.penalties for adapter in self.adapters.values()]
         return torch.stack(found).sum() / len(self.adapters) if found else torch.zeros(())
 
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """For the time of the context the model does what it did before it was adapted; modules that train whole stay as they are."""
+        for adapter in self.adapters.values():
+            adapter.untouched = True
+        try:
+            yield
+        finally:
+            for adapter in self.adapters.values():
+                adapter.untouched = False
+
+    def output_penalty(self, batch: Batch, logits: Tensor) -> Tensor:
+        """What is to be added to the loss of a batch for the ``logits`` that the model has there; zero where nothing is."""
+        if not self.recipe.outputs:
+            return logits.new_zeros(())
+        with torch.no_grad(), self.untouched():
+            reference = self.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+        own, theirs = counted(logits, batch), counted(reference, batch)
+        return torch.stack([penalty(own, theirs) for penalty in self.recipe.outputs]).sum()
+
     def rule(self) -> None:
         """Change the gradients by the rule of the recipe; to be called once they are complete, before the optimiser's step."""
         for adapter in self.adapters.values():
@@ -108,6 +130,21 @@ class Wrapped:
             put_matrix(adapter.base, adapter.merged())
             _put(self.model, name, adapter.base)
         return self.model
+
+
+def counted(logits: Tensor, batch: Batch) -> Tensor:
+    """The rows of logits that labels or an attention mask say count: of tokens that have a next one, or all of a classifier's.
+
+    >>> counted(torch.tensor([[[1.0], [2.0], [3.0]]]), {"labels": torch.tensor([[-100, -100, 7]])}).tolist()
+    [[2.0]]
+    """
+    if logits.ndim == 2:
+        return logits
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    next_one = mask[:, 1:].bool() if mask is not None else torch.ones_like(logits[:, 1:, 0], dtype=torch.bool)
+    if labels is not None:
+        next_one = next_one & (labels[:, 1:] != MASKED)
+    return logits[:, :-1][next_one]
 
 
 @dataclass(frozen=True)

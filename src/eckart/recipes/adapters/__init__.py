@@ -14,6 +14,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "dora": pairs.dora,
     "pissa": pairs.pissa,
     "milora": pairs.milora,
+    "ba-lora": pairs.ba_lora,
     "olora": pairs.olora,
     "corda": pairs.corda,
     "corda-preview": pairs.corda_preview,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from eckart.adapters.base import LessStart
 from eckart.adapters.draws import Kaiming
 from eckart.adapters.forms import Directed, Pair
+from eckart.adapters.outputs import Certainty, Divergence, Spread
 from eckart.adapters.pick import Bottom, Crossed
 from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import Role
@@ -181,6 +182,25 @@ def block_lora(alpha: float = 16.0, blocks: int = 2) -> Adapt:
         scale=OverRank(alpha),
         width=PartOf(blocks),
         roles={"left": Role(rate=blocks)},
+    )
+
+
+def ba_lora(consistency: float = 1e-4, diversity: float = 3e-4, leading: float = 1e-4) -> Adapt:
+    """PiSSA that is held to what the untouched model says, kept from certainty, and drawn to few directions of its outputs."""
+    return Adapt(
+        paper=Paper(
+            "BA-LoRA: Bias-Alleviating Low-Rank Adaptation to Mitigate Catastrophic Inheritance in Large Language Models",
+            "arXiv:2408.04556",
+            (
+                "penalties follow the formulas for generation; in the released code the share of singular values gets no gradient",
+                "the untouched model is the one before the start was taken from its weights",
+            ),
+        ),
+        form=Pair(),
+        start=Start(OfWeight(), split=Even()),
+        base=LessStart(),
+        scale=Constant(),
+        outputs=(Divergence(consistency), Certainty(diversity), Spread(leading)),
     )
 
 
