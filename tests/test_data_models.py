@@ -55,7 +55,7 @@ def stories260k(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return convert(data_dir, tmp_path_factory.mktemp("stories260k"))
 
 
-@pytest.mark.parametrize("recipe", ["svd", "asvd", "svd-llm"])
+@pytest.mark.parametrize("recipe", ["svd", pytest.param("asvd", marks=pytest.mark.slow), "svd-llm"])
 @pytest.mark.parametrize("model", ["stories260k", *MODELS])
 def test_a_compressed_trained_model_verifies(
     data_dir: Path, stories260k: Path, texts: dict[str, Path], tmp_path: Path, model: str, recipe: str

@@ -149,6 +149,7 @@ def test_a_plan_is_what_comes_out(model: Path, text: Path, tmp_path: Path) -> No
     assert recorded["recipe"]["metric"] == {"part": "FisherColumns", "floor": 1e-6}
 
 
+@pytest.mark.slow
 def test_killed_at_every_line_of_the_journal(model: Path, text: Path, tmp_path: Path) -> None:
     """A plan in the middle, which wants files that are gone by then, changes nothing either."""
     out = tmp_path / "out"

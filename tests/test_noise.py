@@ -209,6 +209,7 @@ def test_blocks_that_matter_keep_more_and_the_whole_is_as_asked(
     assert verified.checked["tensors made again"] > 0
 
 
+@pytest.mark.slow
 def test_killed_at_every_line_of_the_journal(model: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ("--recipe", "ecoflap", "--keep", "0.7", "--calibration", text, "--tokens", "256", "--window", "32")

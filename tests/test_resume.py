@@ -210,11 +210,11 @@ def test_killed_among_the_matrices_of_a_block(ground: Ground, killer: Killer, ou
         ("svd-llm", 28),
         ("sequential uniform", 8),
         ("modegpt", 15),
-        ("modegpt allocated", 15),
+        pytest.param("modegpt allocated", 15, marks=pytest.mark.slow),
         ("slicegpt", 12),
         ("slicegpt-per-norm", 12),
         ("greedy-output", 8),
-        ("by loss", 30),
+        pytest.param("by loss", 30, marks=pytest.mark.slow),
         ("head-sharing", 7),
     ],
 )

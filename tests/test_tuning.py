@@ -258,11 +258,18 @@ def test_a_killed_run_ends_in_the_same_bytes(
     assert not work_folder(out).exists()
 
 
-def test_another_run_is_told_from_an_unfinished_one(model: Path, data: Path, killer: Killer, tmp_path: Path) -> None:
+def test_another_run_is_told_from_an_unfinished_one(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     command = ["adapt", model, "--data", data, "-o", out, *FAST]
-    function = "eckart.model.adapting.trainer:AdapterTrainer._save_checkpoint"
-    assert killer(*command, function=function, call=1, when="after").code == -9
+
+    def ended(*_: object, **__: object) -> None:
+        raise EckartError("ended in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("eckart.model.adapting.engine.written", ended)
+        assert "ended in the middle" in refused(*command)
     assert "holds an unfinished run with another course" in refused(*command, "--rate", "1e-3")
     assert cli(*command, "--rate", "1e-3", "--restart").code == 0
 
