@@ -47,7 +47,7 @@ MADE: dict[str, Callable[[], Adapt]] = {
     "moe-lora-riemannian": lambda: moe_lora_riemannian(experts=4, top=2),
 }
 GATED = ("flylora", "moe-lora-riemannian")  # which directions act depends on the token
-OF_HIGH_RANK = ("svft", "dota", "smt")
+OF_HIGH_RANK = ("svft", "dota", "smt", "full")
 # Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
 LARGE_INSIDE = ("nlora", "inttune")
 
@@ -62,6 +62,7 @@ def numbers_of_train(m: int, n: int, r: int) -> int:
 
 # The numbers that train for a weight (m, n) at rank r, as the papers count them.
 NUMBERS: dict[str, Callable[[int, int, int], int]] = {
+    "full": lambda m, n, r: m * n,
     "dora": lambda m, n, r: r * (m + n) + m,
     "kasa": lambda m, n, r: r * (m + n + 1),
     "adalora": lambda m, n, r: r * (m + n + 1),

@@ -19,6 +19,7 @@ from runs import CALIBRATED, calibration_text, cli, executable, tiny
 from typer.main import get_command
 
 import eckart
+from eckart.adapt import RECIPES as ADAPTERS
 from eckart.cli.commands import parse_size
 from eckart.cli.main import app
 from eckart.cli.reports import print_recipes, print_spectra
@@ -167,7 +168,7 @@ def test_json_of_the_other_commands(ground: Path, tmp_path: Path) -> None:
     made = strict(cli("densify", small, "-o", tmp_path / "dense", "--json").out)
     assert made == {"folder": str(tmp_path / "dense")}
     keys = [entry["key"] for entry in strict(cli("recipes", "--json").out)]
-    assert keys == list(eckart.RECIPES)
+    assert keys == [*eckart.RECIPES, *ADAPTERS]
     one = strict(cli("recipes", "svd-llm", "--json").out)
     assert one["key"] == "svd-llm"
     assert one["paper"]["link"] == "arXiv:2403.07378"

@@ -237,6 +237,9 @@ def test_killed_at_every_line_of_the_journal(
     ended(outcome, out, expected)
 
 
+LINES = {"shrink-width": 7}  # that a journal has at least: this one reads no text and fits nothing
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "torn", "after"])
 @pytest.mark.parametrize("variant", ["svd-llm", "svd-llm everywhere", "sequential", *BONDS])
@@ -252,7 +255,7 @@ def test_killed_at_any_one_line_of_the_journal(
         was_killed(outcome, out)
         ended(killer(*command), out, expected)
         shutil.rmtree(out)
-    assert call > 12
+    assert call > LINES.get(variant, 12)
 
 
 def test_killed_between_the_rename_and_the_end(ground: Ground, killer: Killer, out: Path) -> None:

@@ -307,14 +307,13 @@ def test_the_command_tells_what_came_out(model: Path, data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--recipe", "lroa"), "there is no recipe 'lroa' for adapters: known are lora"),
+        (("--recipe", "lroa"), "there is no recipe 'lroa' for adapters: known are full, lora"),
         (("--rank", "99"), "cannot be adapted so: rank 99 of a map of"),
         (("--only", "q_prj"), "no linear map of the model is called 'q_prj': near are q_proj"),
         (("--batch", "6", "--accumulate", "4"), "6 examples a step can't be added up from 4 equal parts"),
         (("--rate", "0"), "the learning rate is 0"),
         (("--held-out", "1"), "shares from 0 to below 1"),
         (("--patience", "1", "--save", "5"), "make --save a multiple of --judge"),
-        (("--recipe", "svft"), "the change of its weight is of no low rank"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("--labels", "2"), "line 1 has prompt, completion"),
     ],

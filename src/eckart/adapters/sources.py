@@ -334,7 +334,7 @@ def digits(size: int, count: int) -> tuple[int, ...]:
 
 
 def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: float, rng: Generator) -> Seed:
-    """Picked left vectors, values and right vectors of a matrix (m, n) in a metric."""
+    """Picked left vectors, values and right vectors of a matrix (m, n) in a metric; ``ValueError`` where there are not as many."""
     left, right = pick(rank, min(matrix.shape))
     reach = int(torch.cat([left, right]).max()) + 1
     found = truncated_svd(matrix, reach, metric=metric, accuracy=accuracy, dtype=torch.float64, rng=rng).op
@@ -343,6 +343,11 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     basis, triangle = torch.linalg.qr(found.left)
     rows = triangle @ found.right
     turned, values, _ = torch.linalg.svd(metric.whiten(rows), full_matrices=False)
+    if len(values) < reach:
+        raise ValueError(
+            f"{len(values)} of {min(matrix.shape)} components are left in the metric of what was seen, and number {reach} is picked: "
+            "show it more, or pick Top"
+        )
     basis, rows = basis @ turned, turned.T @ rows
     signs = torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
     basis, rows = basis * signs, rows * signs.T

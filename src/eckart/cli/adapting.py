@@ -10,10 +10,9 @@ import typer
 from eckart.cli import show
 from eckart.cli.commands import Exclude, Json, Model, Only, Restart
 from eckart.cli.reports import print_peak_memory
-from eckart.errors import EckartError
 
 if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first call of the library
-    from eckart.adapt import Adapt, Tuned
+    from eckart.adapt import Tuned
 
 
 def adapt(
@@ -22,7 +21,9 @@ def adapt(
         Path, typer.Option(help="Records, one JSON table a line: prompt and completion, or text; or a plain text.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to write; must be new or empty.")],
-    recipe: Annotated[str, typer.Option(help="How the adapters are made, e.g. lora, pissa, eva, dora.")] = "lora",
+    recipe: Annotated[
+        str, typer.Option(help="A key from eckart recipes, e.g. lora, pissa, eva, dora, or a TOML file.")
+    ] = "lora",
     rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 8,
     steps: Annotated[int, typer.Option(help="Steps of training.")] = 200,
     batch: Annotated[int, typer.Option(help="Examples a step.")] = 8,
@@ -79,7 +80,7 @@ def adapt(
         seed=seed,
         bfloat16=bfloat16,
     )
-    made = _recipe(recipe)
+    made = library.find_recipe(recipe)
     with show.progress() as progress:
         done = library.tune(
             model,
@@ -99,14 +100,6 @@ def adapt(
     show.print_json(tuned_json(done)) if json else print_tuned(done)
 
 
-def _recipe(key: str) -> Adapt:
-    from eckart.adapt import RECIPES
-
-    if key not in RECIPES:
-        raise EckartError(f"there is no recipe {key!r} for adapters: known are {', '.join(RECIPES)}")
-    return RECIPES[key]()
-
-
 def print_tuned(done: Tuned) -> None:
     """Losses on the way, and what was written."""
     steps = sorted({*done.trained, *done.judged})
@@ -115,8 +108,12 @@ def print_tuned(done: Tuned) -> None:
     console = show.out()
     share = show.percent(done.numbers / done.parameters)
     console.print(f"{done.numbers:,} numbers trained beside {done.parameters:,} of the model ({share})")
-    ranks = sorted(set(done.ranks.values()))
-    console.print(f"exported {len(done.ranks)} maps at rank {' to '.join(str(r) for r in {ranks[0]: 0, ranks[-1]: 0})}")
+    if done.own is None:
+        ranks = sorted(set(done.ranks.values()))
+        told = " to ".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0})
+        console.print(f"exported {len(done.ranks)} maps at rank {told}")
+    else:
+        console.print(f"kept in eckart's own form, which eckart.adapt.attach puts into the model: {done.own}")
     if done.left_out:
         worst = max(done.left_out, key=lambda name: done.left_out[name])
         console.print(
@@ -136,4 +133,5 @@ def tuned_json(done: Tuned) -> dict[str, Any]:
         "trained": {str(step): loss for step, loss in done.trained.items()},
         "judged": {str(step): loss for step, loss in done.judged.items()},
         "left_out": dict(done.left_out),
+        "own": done.own,
     }

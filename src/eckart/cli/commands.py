@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -290,9 +290,17 @@ def recipes(
 ) -> None:
     """List the recipes, or show one.
 
-    Examples: eckart recipes, eckart recipes svd-llm
+    Examples: eckart recipes, eckart recipes svd-llm, eckart recipes pissa
     """
-    chosen = [eckart.recipe(name)] if name else list(eckart.RECIPES.values())
+    from eckart.adapt import RECIPES as ADAPTERS
+    from eckart.recipes import Recipe
+
+    known: dict[str, Recipe[Any]] = {**eckart.RECIPES} | {
+        key: Recipe(key, "adapt", make) for key, make in ADAPTERS.items()
+    }
+    if name and name not in known:
+        raise EckartError(f"there is no recipe {name!r}: known are {', '.join(known)}")
+    chosen = [known[name]] if name else list(known.values())
     if json:
         records = [recipe_json(entry) for entry in chosen]
         show.print_json(records[0] if name else records)

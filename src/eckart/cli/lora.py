@@ -205,10 +205,15 @@ def merge(
 
     A run that was killed goes on when the same command is given again.
     """
+    from eckart.adapt import is_own
+    from eckart.adapt import merge as merged_own
     from eckart.model.surgery import merge as merged
 
     with show.progress() as progress:
-        made = merged(base, adapter, output, alpha=alpha, restart=restart, progress=progress)
+        if is_own(adapter):
+            made = merged_own(base, adapter, output, restart=restart, progress=progress)
+        else:
+            made = merged(base, adapter, output, alpha=alpha, restart=restart, progress=progress)
     if json:
         show.print_json({"folder": str(made)})
     else:

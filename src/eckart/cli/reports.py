@@ -315,7 +315,7 @@ def _short(tensor: str) -> str:
     return tensor.rpartition("*.")[2].removesuffix(".weight").removesuffix(".bias")
 
 
-def print_recipes(entries: Sequence[Recipe]) -> None:
+def print_recipes(entries: Sequence[Recipe[Any]]) -> None:
     """The catalogue."""
     rows = []
     for entry in entries:
@@ -329,7 +329,7 @@ def print_recipes(entries: Sequence[Recipe]) -> None:
         console.print(f"{entry.key}: {entry.summary}")
 
 
-def recipe_json(entry: Recipe) -> dict[str, Any]:
+def recipe_json(entry: Recipe[Any]) -> dict[str, Any]:
     """A recipe for machines."""
     made = entry.make()
     return {
@@ -343,16 +343,27 @@ def recipe_json(entry: Recipe) -> dict[str, Any]:
     }
 
 
-def print_recipe(entry: Recipe) -> None:
+def print_recipe(entry: Recipe[Any]) -> None:
     """One recipe with its parts, needs and deviations."""
     record = recipe_json(entry)
     console = out()
     console.print(f"{entry.key} ({entry.family}): {entry.summary}")
     console.print(f"paper: {record['paper']['title']}, {record['paper']['link']}")
     console.print(f"needs: {', '.join(record['needs']) or 'nothing'}")
-    for role, part in record["parts"].items():
-        told = part if isinstance(part, str) else " ".join(f"{k}={v}" for k, v in part.items() if k != "part")
-        name = "" if isinstance(part, str) else part["part"]
-        console.print(f"{role}: {name} {told}".rstrip().replace("  ", " "))
+    for role, told in record["parts"].items():
+        for part in told if isinstance(told, list) else [told]:
+            settings = (
+                " ".join(f"{k}={_part(v)}" for k, v in part.items() if k != "part") if isinstance(part, dict) else part
+            )
+            name = f"{part['part']} " if isinstance(part, dict) and "part" in part else ""
+            console.print(f"{role}: {name}{settings}".rstrip())
     for deviation in record["deviations"]:
         console.print(f"deviation: {deviation}")
+
+
+def _part(value: object) -> str:
+    """A setting, a part in it as its name and settings in brackets."""
+    if not isinstance(value, dict):
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    settings = ", ".join(f"{k}={_part(v)}" for k, v in value.items() if k != "part")
+    return f"{value['part']}({settings})" if "part" in value else f"({settings})"

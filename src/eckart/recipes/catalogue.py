@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from eckart.errors import EckartError
 from eckart.model.compression import AnyRecipe
 from eckart.recipes import bonds, compress, heads
 
+Made = TypeVar("Made", covariant=True)
+
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Made]):
     """A catalogue entry: the key that people type, the family, and what builds it."""
 
     key: str
     family: str
-    make: Callable[..., AnyRecipe]
+    make: Callable[..., Made]
 
     @property
     def summary(self) -> str:
@@ -24,7 +27,7 @@ class Recipe:
         return (self.make.__doc__ or "").strip().split("\n")[0]
 
 
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: Mapping[str, Recipe[AnyRecipe]] = {
     entry.key: entry
     for entry in (
         Recipe("svd", "compress", compress.svd),
@@ -55,7 +58,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def recipe(key: str) -> Recipe:
+def recipe(key: str) -> Recipe[AnyRecipe]:
     """The catalogue entry of this key; raises ``EckartError`` with the known keys for any other.
 
     >>> recipe("svd").summary

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +41,9 @@ from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, LeadingVectors, PivotedQR, RidgeVectors, StrongRRQR
 from eckart.linalg.patterns import OfGroup, PerMatrix, PerRow, Tiles
 from eckart.model.compression import AnyRecipe, Compress, Narrow, Paper, Share, Statistics
-from eckart.model.files import read_small, shown
+from eckart.model.files import shown
+from eckart.recipes.parts import part_of, read_table
 from eckart.stats import ActivationScale, FisherColumns, Gram, MetricRule, Need, Plain, RootMeanSquare
-
-LARGEST = 100_000  # bytes of a recipe
 
 PARTS: Mapping[str, Mapping[str, type]] = {
     role: {part.__name__: part for part in parts}
@@ -115,13 +112,7 @@ def read_recipe(path: Path) -> AnyRecipe:
 
     Raises ``EckartError`` naming the file and the entry for anything unknown, missing or of another type.
     """
-    try:
-        table = tomllib.loads(read_small(path, LARGEST).decode())
-    except FileNotFoundError as error:
-        raise EckartError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of thousands of digits
-        raise EckartError(f"{path} is not valid TOML: {str(error)[:200]}") from error
-    return compose(table, str(path))
+    return compose(read_table(path), str(path))
 
 
 def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
@@ -150,12 +141,12 @@ def compose(table: Mapping[str, Any], origin: str) -> AnyRecipe:
         raise EckartError(f"{origin}: statistics is {shown(statistics)}; give one of {', '.join(values)}")
     paper = Paper(f"composed in {Path(origin).name}", "")
     if not bonds:
-        parts = {role: _part(role, table.get(role), origin) for role in MATRICES}
+        parts = {role: part_of(PARTS, role, table.get(role), origin) for role in MATRICES}
         try:
             return Compress(paper=paper, statistics=Statistics(statistics), **parts)
         except ValueError as error:
             raise EckartError(f"{origin}: {error}") from error
-    parts = {role: _part(role, table[role], origin) for role in (*bonds, "allocate") if role in table}
+    parts = {role: part_of(PARTS, role, table[role], origin) for role in (*bonds, "allocate") if role in table}
     share = table.get("share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float):
         raise EckartError(f"{origin}: share is {shown(share)}; give a number")
@@ -174,7 +165,7 @@ def _of_heads(table: Mapping[str, Any], origin: str) -> Share:
         raise EckartError(
             f"{origin}: unknown entry {shown(unknown[0])}; a recipe that shares heads has {HEADS} and nothing else"
         )
-    return Share(paper=Paper(f"composed in {Path(origin).name}", ""), heads=_part(HEADS, table[HEADS], origin))
+    return Share(paper=Paper(f"composed in {Path(origin).name}", ""), heads=part_of(PARTS, HEADS, table[HEADS], origin))
 
 
 def _of_matrices(table: Any, origin: str) -> Compress:
@@ -204,46 +195,5 @@ def recorded_metric(table: Mapping[str, Any], origin: str) -> tuple[MetricRule, 
     statistics = table.get("statistics")
     if statistics not in [s.value for s in Statistics]:
         raise EckartError(f"{origin}: statistics is {shown(statistics)}: it is damaged or was edited")
-    rule: MetricRule = _part("metric", table.get("metric"), origin)
+    rule: MetricRule = part_of(PARTS, "metric", table.get("metric"), origin)
     return rule, Statistics(statistics)
-
-
-def _part(role: str, entry: Any, origin: str) -> Any:
-    choices = PARTS[role]
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("part"), str) or entry["part"] not in choices:
-        raise EckartError(f"{origin}: [{role}] needs part = one of {', '.join(choices)}")
-    kind = choices[entry["part"]]
-    settings = {key: value for key, value in entry.items() if key != "part" and value is not None}
-    defaults = {field.name: field.default for field in fields(kind)}
-    for key, default in defaults.items():
-        if key in PARTS and (key in settings or default is MISSING):
-            settings[key] = _part(key, settings.get(key), origin)
-        elif default is MISSING and key not in settings:
-            raise EckartError(f"{origin}: {kind.__name__} needs a setting {key}")
-    for key, value in settings.items():
-        if key not in defaults:
-            raise EckartError(
-                f"{origin}: {kind.__name__} has no setting {shown(key)}; it has {', '.join(defaults) or 'none'}"
-            )
-        if key not in PARTS:
-            _check_setting(f"{origin}: {kind.__name__}.{key}", value, defaults[key])
-    try:
-        # A float where a float is meant, so that 1 and 1.0 describe the same part.
-        return kind(**{k: float(value) if isinstance(defaults[k], float) else value for k, value in settings.items()})
-    except (ValueError, OverflowError) as error:
-        told = ", ".join(f"{key} = {shown(value, 20)}" for key, value in settings.items())
-        raise EckartError(f"{origin}: {kind.__name__} with {told}: {error}") from error
-
-
-def _check_setting(name: str, value: Any, default: Any) -> None:
-    """Raise ``EckartError`` for a value of another type than the default has."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        if not (isinstance(default, bool) and isinstance(value, bool)):
-            raise EckartError(
-                f"{name} is {shown(value)}; give {'true or false' if isinstance(default, bool) else 'a number'}"
-            )
-        return
-    if not isinstance(value, int | float):
-        raise EckartError(f"{name} is {shown(value)}; give a number")
-    if isinstance(default, int) and not isinstance(value, int):
-        raise EckartError(f"{name} is {shown(value)}; give a whole number")

@@ -8,6 +8,7 @@ from eckart.adapters.forms.middle import Aligned, Band, Places, Scattered, Spars
 from eckart.adapters.forms.products import Cored, Nested, Pair, Spectral, Vectors
 from eckart.adapters.forms.protocol import Form
 from eckart.adapters.forms.tensors import Train, Tucker
+from eckart.adapters.forms.whole import Whole
 
 __all__ = [
     "Aligned",
@@ -26,6 +27,7 @@ __all__ = [
     "Train",
     "Tucker",
     "Vectors",
+    "Whole",
     "applied",
     "scaled",
 ]

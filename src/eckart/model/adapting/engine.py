@@ -14,8 +14,10 @@ from transformers import AutoModelForSequenceClassification
 
 from eckart.errors import EckartError, first_line
 from eckart.model.adapting.course import Course
-from eckart.model.adapting.export import written
+from eckart.model.adapting.export import Exported, written
 from eckart.model.adapting.kept import read_begun, write_begun
+from eckart.model.adapting.modules import NoLoraError
+from eckart.model.adapting.own import TABLE, keep
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.records import Example, collate, examples_of, read_records
 from eckart.model.adapting.trainer import AdapterTrainer, newest
@@ -38,7 +40,7 @@ class Tuned:
     """What came out: the folder with the adapter and its ranks, how many numbers trained of a model of so many, and losses by step.
 
     Losses are nats per token, or per text of a classifier. ``left_out`` is what an export that is not exact leaves of each map's
-    change, as a share of its norm.
+    change, as a share of its norm. ``own`` says why it was kept in a form of its own, where no LoRA of the rank allowed does the same.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Tuned:
     trained: Mapping[int, float]
     judged: Mapping[int, float]
     left_out: Mapping[str, float] = field(default_factory=dict)
+    own: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,8 @@ def tune(
 ) -> Tuned:
     """Train the adapters of a recipe on the records of a file, and write them to ``out`` as PEFT loads them.
 
+    What no LoRA says is written as the best one of ``export_rank``, or without one in a form of its own, which ``attach`` reads.
+
     ``model`` is a folder or a hub id, of a causal language model, or with ``labels`` of a classifier with so many. The same call goes on
     with a run that was killed and ends in the same numbers; ``restart`` begins anew.
 
@@ -103,7 +108,7 @@ def tune(
     """
     out, course = Path(out), course or Course()
     work = work_folder(out)
-    finished = (work / DONE).exists() and (out / CONFIG).exists()
+    finished = (work / DONE).exists() and any((out / name).exists() for name in (CONFIG, TABLE))
     if not finished:
         check_free(out)
     folder = Checkpoint(resolve(model)).folder
@@ -115,7 +120,7 @@ def tune(
     _open(work, task.told(course), restart=restart)
     if not finished:
         wrapped, losses = _trained(work, task, course, examples, tokenizer.pad_token_id or 0, progress)
-        done = written(wrapped, work / "adapter", rank=export_rank, uniform=uniform)
+        done, own = _stored(wrapped, work / "adapter", export_rank, uniform=uniform)
         write_json(
             work / DONE,
             {
@@ -125,6 +130,7 @@ def tune(
                 "trained": {str(entry["step"]): entry["loss"] for entry in losses if "loss" in entry},
                 "judged": {str(entry["step"]): entry["eval_loss"] for entry in losses if "eval_loss" in entry},
                 "left_out": {name: bound.achieved / bound.scale for name, bound in done.bounds.items() if bound.scale},
+                "own": own,
             },
         )
         move_into_place(work / "adapter", out)
@@ -133,6 +139,15 @@ def tune(
     for name in ("trained", "judged"):
         table[name] = {int(step): loss for step, loss in table[name].items()}
     return Tuned(folder=out, **table)
+
+
+def _stored(wrapped: Wrapped, folder: Path, rank: int | None, *, uniform: bool) -> tuple[Exported, str | None]:
+    """The adapter written as a LoRA, or in its own form and why."""
+    try:
+        return written(wrapped, folder, rank=rank, uniform=uniform), None
+    except NoLoraError as error:
+        keep(wrapped, folder)
+        return Exported(folder, {}, {}), str(error)
 
 
 def _open(work: Path, told: Mapping[str, Any], *, restart: bool) -> None:

@@ -13,11 +13,10 @@ from transformers.pytorch_utils import Conv1D
 from eckart.adapters.forms import Directed, Pair, scaled
 from eckart.adapters.forms.directed import LENGTHS
 from eckart.bound import Bound
-from eckart.errors import EckartError
 from eckart.linalg import truncated_svd
 from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
-from eckart.model.adapting.modules import CONVOLUTIONS, Adapted
+from eckart.model.adapting.modules import CONVOLUTIONS, Adapted, NoLoraError, check_is_matrix
 from eckart.model.adapting.wrap import Wrapped
 from eckart.model.output import check_free
 from eckart.model.surgery.adapter import Adapter, Convolution, Layer, Linear
@@ -48,7 +47,7 @@ def export(wrapped: Wrapped, out: str | Path, *, rank: int | None = None, unifor
     change is of no low rank, the best approximation of rank ``rank`` is written, and its bound told. With ``uniform`` every
     module has the same rank, filled up with zeros.
 
-    Raises ``EckartError`` where ``out`` is not free, and where a rank is needed and none is given.
+    Raises ``EckartError`` where ``out`` is not free, and ``NoLoraError`` where no LoRA does the same, or none without a ``rank``.
     """
     check_free(Path(out))
     made, found = _made(wrapped, Path(out), rank, uniform=uniform)
@@ -91,11 +90,11 @@ def difference(adapter: Adapted) -> Operator:
 
 def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound | None]:
     """A module's adapter in PEFT's terms, and the bound of what it leaves out where it is a truncation."""
-    adapter.check_is_matrix()
+    check_is_matrix(adapter.form, adapter.params)
     whole, scale, kind = difference(adapter), adapter.scale, _kind(adapter)
     if isinstance(adapter.form, Directed):
         if not isinstance(adapter.form.of, Pair) or adapter.taken is not None:
-            raise EckartError(
+            raise NoLoraError(
                 f"{name}: rows of trained lengths are a LoRA only around a pair of factors: merge the adapter"
             )
         return Layer(*_both(whole), scale, kind, adapter.params[LENGTHS].detach()), None
@@ -109,7 +108,7 @@ def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound
         left, right = _both(_least(found))
         return Layer(left.float(), right.float(), scale, kind), None
     if rank is None:
-        raise EckartError(f"{name}: the change of its weight is of no low rank; say to which one it shall be brought")
+        raise NoLoraError(f"{name}: the change of its weight is of no low rank; say to which one it shall be brought")
     fit = truncated_svd(whole, min(rank, *whole.shape), accuracy=0.0, dtype=torch.float32)
     return Layer(*_both(fit.op), scale, kind), fit.bounds[0]
 

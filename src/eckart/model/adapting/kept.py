@@ -20,6 +20,13 @@ TAKEN = "taken:"  # before the names of the tensors of what was taken from a wei
 
 def write_begun(folder: Path, begun: Mapping[str, Begun]) -> None:
     """Write how adapters begin: tensors first, then the table that makes them whole."""
+    tensors, table = laid_out(begun)
+    write_all(folder / TENSORS, tensors)
+    write_json(folder / TABLE, table)
+
+
+def laid_out(begun: Mapping[str, Begun]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of adapters by name, and what else there is to be told of each module."""
     tensors: dict[str, Tensor] = {}
     table: dict[str, Any] = {}
     for name, start in begun.items():
@@ -27,22 +34,25 @@ def write_begun(folder: Path, begun: Mapping[str, Begun]) -> None:
         taken = {} if start.taken is None else start.taken.tensors()
         tensors |= {f"{name}|{TAKEN}{key}": tensor for key, tensor in taken.items()}
         table[name] = {"scale": start.scale, "taken": None if start.taken is None else describe(start.taken)}
-    write_all(folder / TENSORS, tensors)
-    write_json(folder / TABLE, table)
+    return tensors, table
 
 
 def read_begun(folder: Path) -> dict[str, Begun] | None:
     """How adapters begin, ``None`` where that was not written to its end."""
     if not (folder / TABLE).exists():
         return None
-    table: Mapping[str, Any] = read_json(folder / TABLE)
     file = TensorFile(folder / TENSORS)
+    return begun_of(read_json(folder / TABLE), {name: file.read(name) for name in file.specs}, folder / TENSORS)
+
+
+def begun_of(table: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Path) -> dict[str, Begun]:
+    """What ``laid_out`` laid out; raises ``EckartError`` where tensors and table do not go together."""
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in table}
-    for entry in file.specs:
+    for entry, tensor in tensors.items():
         name, _, key = entry.rpartition("|")
         if name not in parts:
-            raise EckartError(f"{folder / TENSORS} does not go with {TABLE} beside it: begin anew with --restart")
-        parts[name][key] = file.read(entry)
+            raise EckartError(f"{origin} does not go with the table beside it, which has no {name}: begin anew")
+        parts[name][key] = tensor
     found = {}
     for name, told in table.items():
         record = told["taken"]

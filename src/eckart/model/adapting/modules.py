@@ -66,22 +66,27 @@ class Adapted(nn.Module):
             return None
         return self._taken.build({name: getattr(self, f"taken_{name}") for name in self._taken.names()})
 
-    def check_is_matrix(self) -> None:
-        """Raise ``EckartError`` where the update is no matrix, since which of its directions act depends on the token."""
-        if isinstance(self.form, Gated) and not self.form.gate.is_open(self.form.update(self.params).rank):
-            raise EckartError(
-                "which directions of the adapter act depends on the token: no weight and no LoRA does the same"
-            )
-
     def merged(self) -> Tensor:
         """The weight (outputs, inputs) of base and adapter together, in float64; a convolution's flattened behind its outputs.
 
         Raises ``EckartError`` where what the adapter does depends on the token.
         """
-        self.check_is_matrix()
+        check_is_matrix(self.form, self.params)
         with torch.no_grad():
             params = {name: t.double() if t.is_floating_point() else t for name, t in self.params.items()}
             return applied(self.form, Dense(matrix_of(self.base).double()), params, self.scale).dense()
+
+
+def check_is_matrix(form: Form, params: Mapping[str, Tensor]) -> None:
+    """Raise ``NoLoraError`` where the update is no matrix, since which of its directions act depends on the token."""
+    if isinstance(form, Gated) and not form.gate.is_open(form.update(params).rank):
+        raise NoLoraError(
+            "which directions of the adapter act depends on the token: no weight and no LoRA does the same"
+        )
+
+
+class NoLoraError(EckartError):
+    """An adapter does what no LoRA of the rank that is allowed does."""
 
 
 class AdaptedLinear(Adapted):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
 
 from eckart.adapters.base import Base, Untouched
 from eckart.adapters.forms import Form
@@ -69,3 +70,20 @@ class Adapt:
     def needs(self) -> frozenset[Need]:
         """What is to be measured before it can start."""
         return self.start.needs
+
+    def describe(self) -> dict[str, object]:
+        """The parts and their settings as a table, as a TOML recipe would write them; what is as it always is, is left out."""
+        plain = {f.name: f.default for f in fields(self) if f.name not in ("paper", "form", "start", "roles")}
+        found = {name: getattr(self, name) for name, default in plain.items() if getattr(self, name) != default}
+        roles = {"roles": {name: asdict(role) for name, role in self.roles.items()}} if self.roles else {}
+        return {name: _told(part) for name, part in {"form": self.form, "start": self.start, **found}.items()} | roles
+
+
+def _told(value: Any) -> Any:
+    """A part as a table of its settings without those that there are none of."""
+    if isinstance(value, tuple):
+        return [_told(part) for part in value]
+    if not is_dataclass(value):
+        return value
+    told = {f.name: _told(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) is not None}
+    return {"part": type(value).__name__, **told}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,21 @@ class Convolution(Linear):
         """Right and left factor with the sizes of a kernel."""
         ones = (1,) * (len(self.kernel) - 1)
         return right.reshape(len(right), *self.kernel), left.reshape(*left.shape, *ones)
+
+
+class Changing(Protocol):
+    """What makes another weight of that of one module."""
+
+    @property
+    def kind(self) -> Linear:
+        """What sort of module it is."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """The weight (m, n) as it is with the adapter, in its dtype."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,20 @@ class Layer:
         """What is added, the scale in the left factor, in float64."""
         wide = in_dtype(Factors(self.left, self.right), torch.float64)
         return Factors(self.scale * wide.left, wide.right)
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """``W + s B A`` for a weight (m, n), in its dtype; with magnitudes c ``diag(c / |rows|) (W + s B A)``, DoRA's.
+
+        >>> layer = Layer(torch.ones(2, 1), torch.tensor([[3.0, 0.0]]), lengths=torch.tensor([10.0, 5.0]))
+        >>> layer.changed(torch.tensor([[0.0, 4.0], [0.0, 0.0]])).tolist()
+        [[6.0, 8.0], [5.0, 0.0]]
+        """
+        left, right = self.left.to(weight.dtype), self.right.to(weight.dtype)
+        changed = torch.addmm(weight, left, right, alpha=self.scale)
+        if self.lengths is None:
+            return changed
+        lengths = self.lengths.to(weight.dtype).flatten()
+        return changed * (lengths / torch.linalg.vector_norm(changed, dim=1))[:, None]
 
     def padded(self, rank: int) -> Layer:
         """With columns and rows of zeros up to a rank; the update stays as it is, bit by bit."""

@@ -16,7 +16,7 @@ from eckart.model.files import shown
 from eckart.model.inspect import FLOATING
 from eckart.model.quantizer import METHOD
 from eckart.model.skeleton import Skeleton
-from eckart.model.surgery.adapter import Embedding, Layer, nearest
+from eckart.model.surgery.adapter import Changing, Embedding, nearest
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Base:
         own = parameter if parameter in self.checkpoint.tensors else None
         return self.disks.get(parameter) or self.disks.get(source) or own
 
-    def weight_of(self, name: str, layer: Layer) -> Weight:
+    def weight_of(self, name: str, layer: Changing) -> Weight:
         """The weight that a layer is added to; raises ``EckartError`` where there is none, or none of that shape."""
         parameter = f"{name}.weight"
         disk = self.disk_of(parameter)

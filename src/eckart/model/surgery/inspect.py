@@ -137,22 +137,7 @@ def intruding(weight: Tensor, changed: Tensor, leading: int = LEADING) -> Tensor
 
 
 def _beside(weight: Tensor, layer: Layer, leading: int, threshold: float) -> Beside:
-    changed = changed_by(weight, layer)
+    changed = layer.changed(weight)
     size = float(torch.linalg.vector_norm(weight))
     ratio = float(torch.linalg.vector_norm(changed - weight)) / size if size else float("inf")
     return Beside(ratio, tuple(intruding(weight, changed, leading).tolist()), threshold)
-
-
-def changed_by(weight: Tensor, layer: Layer) -> Tensor:
-    """``W + s B A`` for a weight (m, n), in its dtype; with magnitudes c ``diag(c / |rows|) (W + s B A)``, DoRA's.
-
-    >>> layer = Layer(torch.ones(2, 1), torch.tensor([[3.0, 0.0]]), lengths=torch.tensor([10.0, 5.0]))
-    >>> changed_by(torch.tensor([[0.0, 4.0], [0.0, 0.0]]), layer).tolist()
-    [[6.0, 8.0], [5.0, 0.0]]
-    """
-    left, right = layer.left.to(weight.dtype), layer.right.to(weight.dtype)
-    changed = torch.addmm(weight, left, right, alpha=layer.scale)
-    if layer.lengths is None:
-        return changed
-    lengths = layer.lengths.to(weight.dtype).flatten()
-    return changed * (lengths / torch.linalg.vector_norm(changed, dim=1))[:, None]

@@ -13,9 +13,8 @@ from eckart.errors import EckartError
 from eckart.model.files import sha256_of
 from eckart.model.progress import Progress, quiet
 from eckart.model.rewrite import Rewriting, check_place, rewrite
-from eckart.model.surgery.adapter import Adapter, Layer
+from eckart.model.surgery.adapter import Changing
 from eckart.model.surgery.base import Base
-from eckart.model.surgery.inspect import changed_by
 from eckart.model.surgery.reading import home, read
 from eckart.model.tensorfile import TensorSpec
 
@@ -39,11 +38,27 @@ def merge(
 
     Raises ``EckartError`` for a base that is compressed or quantised, for an adapter of another model, and if ``out`` is not free.
     """
-    out = Path(out)
-    check_place(out)
+    check_place(Path(out))
     found = read(adapter, alpha=alpha)
-    base = Base(model)
-    changes = _changes(base, found)
+    told = {"adapter": _hashes(home(adapter)), "alpha": alpha}
+    return merge_changes(Base(model), found.layers, found.others, Path(out), told, restart=restart, progress=progress)
+
+
+def merge_changes(
+    base: Base,
+    layers: Mapping[str, Changing],
+    others: Mapping[str, Tensor],
+    out: Path,
+    told: Mapping[str, object],
+    *,
+    restart: bool = False,
+    progress: Progress = quiet,
+) -> Path:
+    """Write the checkpoint whose weights are what ``layers`` make of them, ``others`` in the place of tensors of their names.
+
+    ``told`` identifies what changes them. Otherwise as ``merge``.
+    """
+    changes = _changes(base, layers, others)
     loose = {base.skeleton.ties.get(name, name) for name in changes} & {*base.skeleton.ties.values()}
     made = _on_disk(base, changes | _own_copies(base, changes, loose))
     homes = _homes(base, made)
@@ -62,16 +77,16 @@ def merge(
         config=_untied(base.checkpoint.config) if loose else None,
     )
     finite = [disk for disk in made if disk in base.checkpoint.tensors]
-    header = {"source": base.checkpoint.file_hashes(finite), "adapter": _hashes(home(adapter)), "alpha": alpha}
+    header = {"source": base.checkpoint.file_hashes(finite), **told}
     return rewrite(plan, out, header, restart=restart, progress=progress)
 
 
-def _changes(base: Base, adapter: Adapter) -> dict[str, Produced]:
+def _changes(base: Base, layers: Mapping[str, Changing], others: Mapping[str, Tensor]) -> dict[str, Produced]:
     """The parameters that are not the base's."""
     # Of adapted modules PEFT may store what is below the adapter as well, which is the base's own unless it trained.
-    whole = {name.replace(".base_layer.", "."): tensor for name, tensor in adapter.others.items()}
+    whole = {name.replace(".base_layer.", "."): tensor for name, tensor in others.items()}
     changes: dict[str, Produced] = {}
-    for name, layer in adapter.layers.items():
+    for name, layer in layers.items():
         changes[f"{name}.weight"] = _merged(base, name, layer, whole.pop(f"{name}.weight", None))
     for name, tensor in whole.items():
         replaced = _replaced(base, name, tensor)
@@ -100,7 +115,7 @@ def _on_disk(base: Base, changes: Mapping[str, Produced]) -> dict[str, Produced]
     return made
 
 
-def _merged(base: Base, name: str, layer: Layer, below: Tensor | None) -> Produced:
+def _merged(base: Base, name: str, layer: Changing, below: Tensor | None) -> Produced:
     """The weight of an adapted module; ``below`` takes the place of the base's."""
     weight = base.weight_of(name, layer)
     spec = base.checkpoint.tensors[weight.disk][1]
@@ -110,7 +125,7 @@ def _merged(base: Base, name: str, layer: Layer, below: Tensor | None) -> Produc
     def produce() -> Tensor:
         wide = torch.float64 if spec.dtype.itemsize >= 4 else torch.float32
         stored = base.checkpoint.read_finite(weight.disk) if below is None else below
-        changed = changed_by(weight.turned(stored.to(wide)), layer)
+        changed = layer.changed(weight.turned(stored.to(wide)))
         made = (changed.T if weight.transposed else changed).reshape(spec.shape).to(spec.dtype).contiguous()
         if not bool(torch.isfinite(made).all()):
             raise EckartError(

@@ -8,6 +8,7 @@ from eckart.model.adapting.recipe import Adapt
 from eckart.recipes.adapters import others, pairs, products
 
 ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
+    "full": others.full,
     "lora": pairs.lora,
     "rslora": pairs.rslora,
     "lora-plus": pairs.lora_plus,

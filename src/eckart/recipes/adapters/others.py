@@ -6,7 +6,7 @@ import math
 
 from eckart.adapters.base import LessStart
 from eckart.adapters.draws import Kaiming, SparseRows
-from eckart.adapters.forms import Blocks, Gated, Train, Tucker, Vectors
+from eckart.adapters.forms import Blocks, Gated, Train, Tucker, Vectors, Whole
 from eckart.adapters.gates import Router, TopRanks
 from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import FREE, FROZEN
@@ -18,6 +18,19 @@ from eckart.adapters.start import Start
 from eckart.adapters.width import Counted, ForEach
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.compression import Paper
+
+
+def full() -> Adapt:
+    """The weights themselves train: what adapters are compared with."""
+    return Adapt(
+        paper=Paper(
+            "full fine-tuning", "", ("embeddings, norms, biases and the head stay as they are, as beside adapters",)
+        ),
+        form=Whole(),
+        start=Start(Drawn()),
+        scale=Constant(),
+        width=Counted(),
+    )
 
 
 def flora_tucker(modes: int = 2, scale: float = 4.0) -> Adapt:

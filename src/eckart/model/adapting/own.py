@@ -1,0 +1,162 @@
+"""Adapters that no LoRA says, kept as what they are: a recipe, and the tensors that it has for each map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eckart._version import __version__
+from eckart.adapters.forms import applied
+from eckart.errors import EckartError
+from eckart.model.adapting.kept import begun_of, laid_out
+from eckart.model.adapting.modules import ADAPTABLE, CONVOLUTIONS, check_is_matrix, matrix_of
+from eckart.model.adapting.recipe import Adapt
+from eckart.model.adapting.wrap import Begun, Wrapped, install
+from eckart.model.files import make_folder, read_json, sha256_of, write_json
+from eckart.model.progress import Progress, quiet
+from eckart.model.rewrite import check_place
+from eckart.model.surgery.adapter import Convolution, Linear, nearest
+from eckart.model.surgery.base import Base
+from eckart.model.surgery.merge import merge_changes
+from eckart.model.tensorfile import TensorFile, write_all
+from eckart.operator import Dense, Operator, Sum, in_dtype
+
+TENSORS, TABLE = "eckart_adapter.safetensors", "eckart_adapter.json"
+WHOLE = "whole:"  # before the names of tensors of modules that trained as they are
+
+
+@dataclass(frozen=True)
+class Own:
+    """What lies in a folder: what the recipe consists of, adapters by module, and tensors of modules that trained as they are."""
+
+    parts: Mapping[str, Any]
+    rank: int
+    begun: Mapping[str, Begun]
+    whole: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter makes of the weight of one module; stands where a ``Layer`` of two factors would."""
+
+    recipe: Adapt
+    begun: Begun
+    shape: tuple[int, int]  # of the weight as a matrix
+    kind: Linear
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """The weight (m, n) with what was taken from it and with what was added, in its dtype."""
+        params = {key: t.to(weight.dtype) if t.is_floating_point() else t for key, t in self.begun.params.items()}
+        base: Operator = Dense(weight)
+        if self.begun.taken is not None:
+            base = Sum((base, Dense(-in_dtype(self.begun.taken, weight.dtype).dense())))
+        return applied(self.recipe.form, base, params, self.begun.scale).dense()
+
+
+def keep(wrapped: Wrapped, folder: Path) -> None:
+    """Write the adapters of a model to a folder that is not yet where it belongs, tensors first."""
+    make_folder(folder)
+    now = {
+        name: Begun({key: tensor.detach() for key, tensor in adapter.params.items()}, adapter.taken, adapter.scale)
+        for name, adapter in wrapped.adapters.items()
+    }
+    tensors, table = laid_out(now)
+    for name in wrapped.whole:
+        state = wrapped.model.get_submodule(name).state_dict()
+        tensors |= {f"{WHOLE}{name}.{key}": tensor for key, tensor in state.items()}
+    write_all(folder / TENSORS, tensors)
+    told = {
+        "version": __version__,
+        "base_model_name_or_path": getattr(wrapped.model, "name_or_path", "") or None,
+        "rank": wrapped.rank,
+        "recipe": wrapped.recipe.describe(),
+        "modules": table,
+    }
+    write_json(folder / TABLE, told)
+
+
+def is_own(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter in its own form."""
+    return (Path(folder) / TABLE).is_file()
+
+
+def read_own(folder: Path) -> Own:
+    """What ``keep`` wrote; raises ``EckartError`` where a folder holds no such adapter, or a damaged one."""
+    if not is_own(folder):
+        raise EckartError(f"{folder} holds no {TABLE}: name a folder that eckart adapt wrote in its own form")
+    told: Mapping[str, Any] = read_json(folder / TABLE)
+    parts, modules, rank = told.get("recipe"), told.get("modules"), told.get("rank")
+    if not isinstance(parts, dict) or not isinstance(modules, dict) or not isinstance(rank, int):
+        raise EckartError(f"{folder / TABLE} lacks recipe, modules or rank: it is damaged, or was edited")
+    file = TensorFile(folder / TENSORS)
+    tensors = {name: file.read(name) for name in file.specs}
+    whole = {name.removeprefix(WHOLE): tensor for name, tensor in tensors.items() if name.startswith(WHOLE)}
+    beside = {name: tensor for name, tensor in tensors.items() if not name.startswith(WHOLE)}
+    return Own(parts, rank, begun_of(modules, beside, folder / TENSORS), whole)
+
+
+def attach(model: Any, recipe: Adapt, own: Own) -> Wrapped:
+    """Put kept adapters into a model, which is changed in place and frozen but for them.
+
+    Raises ``EckartError`` where the model has no such maps, or maps of other shapes.
+    """
+    modules = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    for name, begun in own.begun.items():
+        if name not in modules:
+            raise EckartError(
+                f"{type(model).__name__} has no {name}, which the adapter is for; {nearest(name, modules)}"
+            )
+        shape, meant = tuple(matrix_of(modules[name]).shape), recipe.form.update(begun.params).shape
+        if shape != meant:
+            raise EckartError(
+                f"{name} is a map of {shape[0]} x {shape[1]}, and the adapter changes one of {meant[0]} x {meant[1]}"
+            )
+    owners = sorted({name.rpartition(".")[0] for name in own.whole})
+    made = install(model, recipe, own.begun, rank=own.rank, whole=owners)
+    parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in own.whole.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise EckartError(f"the adapter has {name} of {list(tensor.shape)}, which {type(model).__name__} has not")
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+    return made
+
+
+def changes_of(own: Own, recipe: Adapt, modules: Mapping[str, Any]) -> dict[str, Change]:
+    """What each module's weight becomes; ``modules`` are those of the model, which may be without weights.
+
+    Raises ``EckartError`` where what an adapter does depends on the token.
+    """
+    found = {}
+    for name, begun in own.begun.items():
+        check_is_matrix(recipe.form, begun.params)
+        module = modules.get(name)
+        kind = Convolution(tuple(module.weight.shape[1:])) if isinstance(module, CONVOLUTIONS) else Linear()
+        rows, columns = recipe.form.update(begun.params).shape
+        found[name] = Change(recipe, begun, (rows, columns), kind)
+    return found
+
+
+def merge_own(
+    model: str | Path,
+    folder: Path,
+    recipe: Adapt,
+    out: str | Path,
+    *,
+    restart: bool = False,
+    progress: Progress = quiet,
+) -> Path:
+    """Write the dense checkpoint of a base with an adapter in its own form, as ``surgery.merge`` does it with a LoRA.
+
+    Raises ``EckartError`` as that does, and where what the adapter does depends on the token.
+    """
+    check_place(Path(out))
+    own, base = read_own(folder), Base(model)
+    told = {"adapter": {name: sha256_of(folder / name) for name in (TABLE, TENSORS)}}
+    changes = changes_of(own, recipe, base.modules)
+    return merge_changes(base, changes, own.whole, Path(out), told, restart=restart, progress=progress)
