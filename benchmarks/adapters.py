@@ -325,7 +325,8 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
-        found = tasks(Path(os.environ["ECKART_DATA"]), arguments.scratch)
+        names = [arguments.probe[0]] if arguments.probe else arguments.task or list(STEPS)
+        found = tasks(Path(os.environ["ECKART_DATA"]), arguments.scratch, names)
         if arguments.probe:
             task, recipe, rank, steps = arguments.probe
             if int(steps):
@@ -333,7 +334,7 @@ def main() -> None:
             print(peak_memory())
             return
         part, parts = (int(number) for number in arguments.part.split("/"))
-        work(found, arguments.task or list(STEPS), arguments.scratch, part, parts)
+        work(found, names, arguments.scratch, part, parts)
     (HERE / "results" / "adapters.md").write_text(table(read_runs()))
 
 

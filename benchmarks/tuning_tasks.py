@@ -6,7 +6,7 @@ import csv
 import gzip
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ class Task:
             return float(torch.stack([whole(**batch).loss for batch in _masked(ids, seed=1)]).mean())
 
 
-def tasks(data: Path, scratch: Path) -> dict[str, Task]:
-    """The tasks by name; models that have to be made first lie in ``scratch`` and are made once."""
+def tasks(data: Path, scratch: Path, names: Sequence[str]) -> dict[str, Task]:
+    """The tasks of these names; models that have to be made first lie in ``scratch`` and are made once."""
     stories = scratch / "stories"
     if not stories.exists():
         convert(data, stories)
@@ -101,12 +101,13 @@ def tasks(data: Path, scratch: Path) -> dict[str, Task]:
     (scratch / "wiki.txt").write_text(wiki, encoding="utf-8")
     play = (data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     meals = [_meal(line) for name in ("valid", "test") for line in _lines(data / "e2e_nlg" / f"lora_{name}.txt")]
-    found = {
-        "stories-e2e": _language("stories-e2e", stories, meals, scratch / "tiny.txt", length=2 * LENGTH),
-        "stories-shakespeare": _language("stories-shakespeare", stories, _windows(play), scratch / "tiny.txt"),
-        "llama-shakespeare": _language("llama-shakespeare", llama, _windows(play), scratch / "wiki.txt"),
+    makers: dict[str, Callable[[], Task]] = {
+        "stories-e2e": lambda: _language("stories-e2e", stories, meals, scratch / "tiny.txt", length=2 * LENGTH),
+        "stories-shakespeare": lambda: _language("stories-shakespeare", stories, _windows(play), scratch / "tiny.txt"),
+        "llama-shakespeare": lambda: _language("llama-shakespeare", llama, _windows(play), scratch / "wiki.txt"),
+        "bert-sst2": lambda: _sentiment(data, scratch),
     }
-    return found | {"bert-sst2": _sentiment(data, scratch)}
+    return {name: makers[name]() for name in names}
 
 
 def _language(name: str, folder: Path, records: list[dict[str, Any]], before: Path, length: int = LENGTH) -> Task:
