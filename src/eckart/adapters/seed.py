@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -50,6 +51,38 @@ class Pool:
         if name not in self.drawn:
             self.drawn[name] = draw(largest, self.rng).to(torch.float32)
         return self.drawn[name][: shape[0], : shape[1]]
+
+
+_OF: Any = Tensor
+KNOWN = (_OF.__len__, _OF.shape.__get__, _OF.device.__get__, _OF.ndim.__get__)  # of a matrix that can't be read
+
+
+class Unread(Tensor):
+    """A matrix of which nothing is known but its shape and where it lies: whoever asks for more is told why not, by a ``ValueError``.
+
+    >>> matrix = Unread.of((4, 3), torch.device("cpu"), "it is packed")
+    >>> tuple(matrix.shape)
+    (4, 3)
+    """
+
+    why: str
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], device: torch.device, why: str) -> Unread:
+        """One of this shape."""
+        made = torch.empty((), device=device).expand(shape).as_subclass(cls)
+        made.why = why
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """What is known; ``ValueError`` for everything else."""
+        if func not in KNOWN:
+            told = (one.why for one in [*args, *(kwargs or {}).values()] if isinstance(one, Unread))
+            raise ValueError(next(told, "of a weight that is packed nothing is known but its shape"))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,8 @@ def block_names(model: Any) -> list[str]:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > best[0] and len({type(m) for m in module}) == 1:
             inside = best[1] and name.startswith(f"{best[1]}.")
-            if not inside and any(p.ndim >= 2 for p in module.parameters()):
+            codes = (t for t in module.buffers() if not t.is_floating_point())  # which packed weights are held as
+            if not inside and any(t.ndim >= 2 for t in (*module.parameters(), *codes)):
                 best = (len(module), name)
     return [f"{best[1]}.{index}" for index in range(best[0])]
 

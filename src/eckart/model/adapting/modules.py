@@ -17,6 +17,8 @@ from eckart.operator import Blueprint, Dense, Operator, Sum, describe
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ADAPTABLE = (nn.Linear, Conv1D, *CONVOLUTIONS)  # an OperatorLinear is a Linear
+PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights that are what they say
+PACKED = "qweight"  # what modules call their weight that hold it packed and are no Linear
 
 
 class Adapted(nn.Module):
@@ -139,10 +141,54 @@ def operator_of(module: Any) -> Operator:
 
 
 def matrix_of(module: Any) -> Tensor:
-    """The weight of a module as a matrix (outputs, inputs), sharing storage where it is dense."""
+    """The weight of a module as a matrix (outputs, inputs), sharing storage where it is dense.
+
+    Raises ``EckartError`` where another library has packed it.
+    """
     if isinstance(module, OperatorLinear):
         return module.operator.dense()
+    packed = why_packed(module)
+    if packed is not None:
+        raise EckartError(packed)
     return turned(module, module.weight)
+
+
+def is_adaptable(module: Any) -> bool:
+    """Whether a module is a linear map or a convolution; one that another library has packed counts where it says its sizes."""
+    return isinstance(module, ADAPTABLE) or (
+        isinstance(getattr(module, PACKED, None), Tensor)
+        and isinstance(getattr(module, "in_features", None), int)
+        and isinstance(getattr(module, "out_features", None), int)
+    )
+
+
+def shape_of(module: Any) -> tuple[int, int]:
+    """Outputs and inputs of a module, whatever its weight is stored as; those of a convolution are behind its outputs."""
+    if isinstance(module, CONVOLUTIONS):
+        return len(module.weight), module.weight[0].numel()
+    if isinstance(module, Conv1D):
+        n, m = module.weight.shape
+        return m, n
+    return module.out_features, module.in_features
+
+
+def why_packed(module: Any) -> str | None:
+    """Why the weight of a module can't be read as a matrix, ``None`` where it can: it is a code of some other library's."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, (OperatorLinear, *CONVOLUTIONS)):
+        return None
+    if isinstance(weight, Tensor) and weight.dtype in PLAIN and type(weight.data) is Tensor:
+        return None
+    held = weight if isinstance(weight, Tensor) else getattr(module, PACKED)
+    return (
+        f"its weight is packed, as {type(held.data).__name__} of {held.dtype} and shape {tuple(held.shape)}: load the model in "
+        "float32 or bfloat16, or take a recipe that begins at random, such as lora, and leave its result unmerged"
+    )
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module lies."""
+    return next((tensor.device for tensor in [*module.parameters(), *module.buffers()]), torch.device("cpu"))
 
 
 def turned(module: nn.Module, weight: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eckart.adapters.seed import Seen
+from eckart.adapters.seed import Seen, Unread
 from eckart.errors import EckartError
-from eckart.model.adapting.modules import CONVOLUTIONS, matrix_of, turned
+from eckart.model.adapting.modules import CONVOLUTIONS, device_of, matrix_of, shape_of, turned, why_packed
 from eckart.stats import Moments, Need
 
 ROOM = 2_000_000_000  # bytes of moments or gradients at any one time
@@ -40,12 +40,16 @@ def observe(
         raise EckartError(
             f"{convolutions[0]} is a convolution, of whose inputs no moments are taken: leave it out with exclude"
         )
-    size = {name: _bytes(matrix_of(model.get_submodule(name)), needs) for name in names}
+    packed = {name: why for name in names if (why := why_packed(model.get_submodule(name))) is not None}
+    if packed and Need.GRADIENTS in needs:
+        name, why = next(iter(packed.items()))
+        raise EckartError(f"{name} has no gradient: {why}")
+    size = {name: _bytes(shape_of(model.get_submodule(name)), needs) for name in names}
     for group in _groups(names, size, room):
         moments = _moments(model, group, batches, gram=gram) if needs - {Need.GRADIENTS} else {}
         gradients = _gradients(model, group, batches) if Need.GRADIENTS in needs else {}
         yield {
-            name: Seen(matrix_of(module).detach(), moments.get(name), gradients.get(name), sizes=_sizes(module))
+            name: Seen(_weight(module), moments.get(name), gradients.get(name), sizes=_sizes(module))
             for name, module in ((name, model.get_submodule(name)) for name in group)
         }
 
@@ -54,8 +58,13 @@ def _sizes(module: nn.Module) -> tuple[int, ...]:
     return tuple(module.weight.shape) if isinstance(module, CONVOLUTIONS) else ()
 
 
-def _bytes(matrix: Tensor, needs: frozenset[Need]) -> int:
-    m, n = matrix.shape
+def _weight(module: nn.Module) -> Tensor:
+    why = why_packed(module)
+    return matrix_of(module).detach() if why is None else Unread.of(shape_of(module), device_of(module), why)
+
+
+def _bytes(shape: tuple[int, int], needs: frozenset[Need]) -> int:
+    m, n = shape
     return (8 * n * n if Need.GRAM in needs else 0) + (4 * m * n if Need.GRADIENTS in needs else 0)
 
 
@@ -72,7 +81,7 @@ def _groups(names: Sequence[str], size: Mapping[str, int], room: int) -> Iterato
 
 @torch.no_grad()
 def _moments(model: Any, names: Sequence[str], batches: Sequence[Batch], *, gram: bool) -> dict[str, Moments]:
-    found = {name: Moments.zeros(matrix_of(model.get_submodule(name)).shape[1], gram=gram) for name in names}
+    found = {name: Moments.zeros(shape_of(model.get_submodule(name))[1], gram=gram) for name in names}
     hidden: Tensor | None = None
 
     def note(name: str) -> Any:
@@ -98,7 +107,7 @@ def _moments(model: Any, names: Sequence[str], batches: Sequence[Batch], *, gram
 
 def _gradients(model: Any, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
     weights = {name: model.get_submodule(name).weight for name in names}
-    found = {name: torch.zeros(matrix_of(model.get_submodule(name)).shape) for name in names}
+    found = {name: torch.zeros(shape_of(model.get_submodule(name))) for name in names}
     with _evaluating(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)

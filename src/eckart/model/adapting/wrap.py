@@ -17,13 +17,15 @@ from eckart.adapters.schedules import State
 from eckart.adapters.seed import Pool, Seen
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import (
-    ADAPTABLE,
     CONVOLUTIONS,
     Adapted,
     AdaptedConvolution,
     AdaptedLinear,
+    is_adaptable,
     matrix_of,
     put_matrix,
+    shape_of,
+    why_packed,
 )
 from eckart.model.adapting.observe import Batch, observe
 from eckart.model.adapting.recipe import Adapt
@@ -125,7 +127,14 @@ class Wrapped:
         return state
 
     def merge(self) -> Any:
-        """The model with every adapter merged into a plain weight, in the dtype that it had; the adapters are gone."""
+        """The model with every adapter merged into a plain weight, in the dtype that it had; the adapters are gone.
+
+        Raises ``EckartError`` where a weight is packed, and where what an adapter does depends on the token.
+        """
+        for name, adapter in self.adapters.items():
+            packed = why_packed(adapter.base)
+            if packed is not None:
+                raise EckartError(f"{name} can't be merged: {packed}")
         for name, adapter in self.adapters.items():
             put_matrix(adapter.base, adapter.merged())
             _put(self.model, name, adapter.base)
@@ -186,7 +195,7 @@ def begin_all(
 ) -> dict[str, Begun]:
     """An adapter for each of these maps as training begins; the model stays as it is. Errors are those of ``wrap``."""
     modules = {name: model.get_submodule(name) for name in names}
-    shapes = [tuple(matrix_of(module).shape) for module in modules.values()]
+    shapes = [shape_of(module) for module in modules.values()]
     pool = Pool((max(m for m, _ in shapes), max(n for _, n in shapes)), seeded(seed, "adapters"))
     begun: dict[str, Begun] = {}
     ranks = _ranks(model, recipe, names, rank, batches)
@@ -199,6 +208,9 @@ def begin_all(
                     raise ValueError(
                         "nothing can be taken from a weight that is stored as an operator: densify the checkpoint"
                     )
+                packed = why_packed(modules[name])
+                if begun[name].taken is not None and packed is not None:
+                    raise ValueError(packed)
             except ValueError as error:
                 raise EckartError(f"{name} cannot be adapted so: {error}") from error
     return begun
@@ -270,7 +282,7 @@ def stored(tensor: Tensor) -> Tensor:
 
 def targets_of(model: Any, only: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:
     """The modules to adapt: linear maps inside the blocks of a model, or those that ``only`` names, less those that ``exclude`` does."""
-    fit = {name for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    fit = {name for name, module in model.named_modules() if is_adaptable(module)}
     blocks = block_names(model)
     for pattern in (*only, *exclude):
         if not any(matches(name, [pattern]) for name in fit):
