@@ -16,6 +16,7 @@ from eckart.operator import (
     Diagonal,
     Factors,
     Kronecker,
+    Levels,
     Masked,
     Operator,
     Product,
@@ -49,6 +50,11 @@ def codes(m: int, n: int, bits: int, group: int, dtype: torch.dtype) -> Codes:
     groups = -(-n // group)
     scale, zero = gaussian(m, groups, 1).to(dtype), gaussian(m, groups, 2).add(2**bits / 2).to(dtype)
     return Codes.of(integers(m, n, bits), scale, zero, bits=bits, group=group)
+
+
+def levels(m: int, n: int, bits: int, group: int, dtype: torch.dtype) -> Levels:
+    scale, found = gaussian(m, -(-n // group), 1).to(dtype), gaussian(2**bits, 1, 2)[:, 0].to(dtype)
+    return Levels.of(integers(m, n, bits), scale, found, bits=bits, group=group)
 
 
 def sparse(m: int, n: int, share: float, dtype: torch.dtype) -> Sparse:
@@ -121,6 +127,13 @@ MAKERS: Mapping[str, tuple[Maker, ...]] = {
         partial(codes, 3, 6, 8, 4),
         partial(codes, 2, 1, 3, 8),
     ),
+    "levels": (
+        partial(levels, 5, 7, 3, 3),
+        partial(levels, 4, 9, 2, 9),
+        partial(levels, 6, 5, 4, 2),
+        partial(levels, 3, 6, 8, 4),
+        partial(levels, 2, 1, 1, 8),
+    ),
     "masked": (
         lambda d: Masked.of(gaussian(5, 11).to(d), gaussian(5, 11, seed=1) > 0.3),
         lambda d: Masked.of(gaussian(3, 8).to(d), gaussian(3, 8, seed=2) > -9),
@@ -134,7 +147,11 @@ MAKERS: Mapping[str, tuple[Maker, ...]] = {
     ),
     "sum": (lambda d: Sum((factors(5, 7, d), sparse(5, 7, 0.3, d), codes(5, 7, 3, 3, d))),),
     "product": (lambda d: Product((dense(4, 3, d), diagonal(3, d), factors(3, 6, d))),),
-    "transposed": (lambda d: Transposed(sparse(5, 7, 0.4, d)), lambda d: Transposed(codes(5, 7, 3, 3, d))),
+    "transposed": (
+        lambda d: Transposed(sparse(5, 7, 0.4, d)),
+        lambda d: Transposed(codes(5, 7, 3, 3, d)),
+        lambda d: Transposed(levels(5, 7, 4, 3, d)),
+    ),
 }
 
 HYBRIDS: Mapping[str, Maker] = {

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 import eckart
 from eckart.allocate import EqualMarginalLoss
-from eckart.approx import Compensated, Prune, RoundToNearest
+from eckart.approx import Compensated, NormalFloat, Prune, RoundToNearest
 from eckart.errors import EckartError
 from eckart.linalg.patterns import OfGroup
 from eckart.model.compression import Compress, Paper, Statistics
@@ -37,6 +37,7 @@ OPTIONS: dict[str, Any] = {"tokens": 256, "window": 32}
 OWN = Paper("own", "")
 CODES: Mapping[str, Compress] = {
     "codes": Compress(paper=OWN, metric=Plain(), approx=RoundToNearest(bits=4, group=16)),
+    "normal codes": Compress(paper=OWN, metric=Plain(), approx=NormalFloat(bits=4, group=16)),
     "codes and a branch": Compress(
         paper=OWN, metric=Gram(), approx=Compensated(RoundToNearest(bits=3, group=24), keep=0.2)
     ),
@@ -519,6 +520,8 @@ def test_a_recipe_of_nested_parts_from_a_file(shelf: Shelf, tmp_path: Path) -> N
         ({"part": "Compensated", "damage": {"part": "LowRank"}}, r"\[damage\] needs part = one of"),
         ({"part": "Compensated", "damage": {"part": "Prune"}, "keep": 1.0}, "keep 1 must be above 0 and below 1"),
         ({"part": "RoundToNearest", "bits": 5}, "codes take 1, 2, 3, 4, 8 bits"),
+        ({"part": "NormalFloat", "bits": 1}, "normal levels take 2, 3, 4, 8 bits"),
+        ({"part": "NormalFloat", "offset": 1}, "the offset 1 is a share of the normal distribution"),
         ({"part": "RoundToNearest", "group": 2.5}, "RoundToNearest.group is 2.5; give a whole number"),
         (
             {"part": "ColumnsRows", "rule": {"part": "Given"}},
@@ -539,6 +542,7 @@ def test_what_is_no_recipe_of_formats_is_named(approx: dict[str, object], senten
         {"part": "Prune", "pattern": {"part": "PerRow"}},
         {"part": "BrainSurgeon", "pattern": {"part": "OfGroup", "group": 6}, "block": 12, "damping": 1.0},
         {"part": "RoundToNearest", "bits": 3, "group": 64},
+        {"part": "NormalFloat", "bits": 3, "group": 32, "offset": 0.97},
         {
             "part": "Compensated",
             "damage": {"part": "RoundToNearest", "bits": 2, "group": 32},

@@ -6,10 +6,10 @@ from itertools import product
 import pytest
 import torch
 from market import float64, gaussian
-from operators import codes, integers
+from operators import codes, integers, levels
 from torch import Tensor
 
-from eckart.operator import Codes, Operator
+from eckart.operator import Codes, Levels, Operator
 
 
 @pytest.mark.parametrize(("bits", "n", "group"), [(3, 11, 4), (2, 8, 8), (4, 5, 1), (8, 7, 100), (3, 16, 8)])
@@ -35,6 +35,66 @@ def test_codes_by_hand() -> None:
     assert op.dense().tolist() == [[0.0, 3.0, -0.5, 2.0, -2.0]]
     assert (op @ torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])).tolist() == [4.5]
     assert (op.T @ torch.tensor([2.0])).tolist() == [0.0, 6.0, -1.0, 4.0, -4.0]
+
+
+@pytest.mark.parametrize(("bits", "n", "group"), [(3, 11, 4), (2, 8, 8), (4, 5, 1), (8, 7, 100), (1, 16, 8)])
+def test_entries_of_levels(bits: int, n: int, group: int) -> None:
+    m = 4
+    steps, scale, known = integers(m, n, bits), gaussian(m, -(-n // group), 1), gaussian(2**bits, 1, 2)[:, 0]
+    found = Levels.of(steps, scale, known, bits=bits, group=group).dense()
+    for i, j in product(range(m), range(n)):
+        assert float(found[i, j]) == float(scale[i, j // group]) * float(known[int(steps[i, j])])
+
+
+def test_levels_by_hand() -> None:
+    """Two bits: 3, 0, 2 | 1, 1 in groups of three, packed into ten bits: 01 01 10 00 11."""
+    op = Levels(
+        torch.tensor([[0.5, 2.0]]),
+        torch.tensor([-1.0, 0.0, 3.0, 8.0]),
+        torch.tensor([[0b01_10_00_11, 0b01]]).byte(),
+        2,
+        5,
+        3,
+    )
+    assert op.dense().tolist() == [[4.0, -0.5, 1.5, 0.0, 0.0]]
+    assert (op @ torch.tensor([1.0, 1.0, 2.0, 9.0, 9.0])).tolist() == [6.5]
+    assert (op.T @ torch.tensor([2.0])).tolist() == [8.0, -1.0, 3.0, 0.0, 0.0]
+
+
+def test_gradients_reach_scales_and_levels() -> None:
+    """Of the sum of all entries: for a scale the sum of its group's levels, for a level that of the scales where it stands."""
+    op = levels(3, 6, 2, 4, torch.float64)
+    scale, known = op.scale.requires_grad_(), op.levels.requires_grad_()
+    (op @ torch.ones(6, dtype=torch.float64)).sum().backward()
+    steps, wide = integers(3, 6, 2), op.scale.detach().repeat_interleave(4, 1)[:, :6]
+    entries = known.detach()[steps]
+    assert scale.grad is not None
+    assert known.grad is not None
+    assert torch.allclose(scale.grad, torch.stack([entries[:, :4].sum(1), entries[:, 4:].sum(1)], 1))
+    assert torch.allclose(known.grad, torch.stack([wide[steps == level].sum() for level in range(4)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"bits": 5}, "1, 2, 3, 4, 8 bits, and groups at least one column, not 5 bits"),
+        ({"group": 0}, "in groups of 0"),
+        ({"bits": 2}, r"levels \(4,\) and codes \(m, 3\), not \(6, 3\), \(8,\), \(6, 4\)"),
+        ({"scale": torch.ones(5, 3)}, r"take scale \(m, 3\)"),
+        ({"levels": torch.ones(8, 1)}, r"levels \(8,\)"),
+        (
+            {"levels": torch.ones(8).long()},
+            "scales and levels floating, not torch.uint8, torch.float32 and torch.int64",
+        ),
+        ({"codes": torch.zeros(6, 4)}, "codes are uint8, scales and levels floating, not torch.float32"),
+    ],
+)
+def test_settings_and_shapes_that_make_no_levels_are_refused(change: dict[str, object], sentence: str) -> None:
+    right = {"scale": torch.ones(6, 3), "levels": torch.ones(8), "codes": torch.zeros(6, 4).byte()}
+    settings = {"bits": 3, "columns": 10, "group": 4}
+    assert Levels(**right, **settings).shape == (6, 10)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=sentence):
+        Levels(**{**right, **settings, **change})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

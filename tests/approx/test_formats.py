@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from market import MATRICES, METRICS, float64, gaussian, generator, metrics_for, whitened
+from scipy.stats import norm
 from torch import Tensor
 
 from eckart.approx import (
@@ -16,6 +17,7 @@ from eckart.approx import (
     ColumnsRows,
     Compensated,
     LowRank,
+    NormalFloat,
     Prune,
     RoundToNearest,
 )
@@ -26,6 +28,7 @@ from eckart.operator import (
     Codes,
     Dense,
     Factors,
+    Levels,
     Masked,
     Operator,
     Product,
@@ -50,14 +53,17 @@ APPROXIMATORS: Mapping[str, Approximator] = {
     "3 bits": RoundToNearest(bits=3, group=4),
     "4 bits": RoundToNearest(),
     "8 bits": RoundToNearest(bits=8, group=5),
+    "2 normal bits": NormalFloat(bits=2, group=3),
+    "4 normal bits": NormalFloat(),
     "branch beside zeros": Compensated(Prune(OfGroup(4))),
     "branch beside the surgeon": Compensated(BrainSurgeon(PerRow()), keep=0.5),
     "branch beside codes": Compensated(RoundToNearest(bits=2, group=8)),
     "columns and rows": ColumnsRows(),
     "pivoted columns and rows": ColumnsRows(PivotedQR()),
 }
+ROUNDING = RoundToNearest | NormalFloat
 # Those that say what the error will be at each size, in plain and diagonal metrics.
-TOLD = [key for key, one in APPROXIMATORS.items() if isinstance(one, LowRank | Prune | RoundToNearest | Compensated)]
+TOLD = [key for key, one in APPROXIMATORS.items() if isinstance(one, LowRank | Prune | ROUNDING | Compensated)]
 ENCLOSED = (
     "surgeon in groups",
     "1 bit",
@@ -130,9 +136,9 @@ def test_curves_fall_to_what_the_last_size_leaves(key: str, name: str) -> None:
         grain = 1e-12 * metric.size(w.shape[1]) * float(w.double().norm()) ** 2
         assert (curve.dtype, curve.ndim) == (torch.float64, 1)
         assert bool((curve >= -grain).all())
-        if metric.is_diagonal or not isinstance(approx, RoundToNearest):
+        if metric.is_diagonal or not isinstance(approx, ROUNDING):
             assert all(a >= b - grain for a, b in pairwise(curve.tolist()))
-        if not isinstance(approx, RoundToNearest):
+        if not isinstance(approx, ROUNDING):
             assert float(curve[-1]) <= grain
         if metric.is_diagonal and not isinstance(approx, Compensated):
             assert float(curve[0]) == pytest.approx(float(np.linalg.norm(whitened(w, metric))) ** 2, rel=1e-12)
@@ -223,12 +229,13 @@ def product(op: Operator) -> np.ndarray:
         made = np.zeros(op.shape, dtype=wide)
         made[bits] = float64(op.values)
         return made
-    assert isinstance(op, Codes)
+    assert isinstance(op, Codes | Levels)
     bits = np.unpackbits(op.codes.numpy(), axis=1, bitorder="little")[:, : op.columns * op.bits]
     weights = 2 ** np.arange(op.bits)
     codes = bits.reshape(len(bits), op.columns, op.bits).astype(np.int64) @ weights
     groups = np.arange(op.columns) // op.group
-    return float64(op.scale).astype(wide)[:, groups] * (codes - float64(op.zero)[:, groups])
+    steps = float64(op.levels)[codes] if isinstance(op, Levels) else codes - float64(op.zero)[:, groups]
+    return float64(op.scale).astype(wide)[:, groups] * steps
 
 
 # ---- rounding -------------------------------------------------------------------------------------------------------
@@ -310,6 +317,60 @@ def test_a_range_beyond_the_type_is_met_as_far_as_it_goes(bits: int) -> None:
     op = rounded(w, RoundToNearest(bits, 4), torch.float16)
     assert bool(torch.isfinite(op.dense()).all())
     assert float((w - op.dense()).abs().max()) <= 6e4
+
+
+NF4 = """-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0"""  # as published (QLoRA, appendix E)
+
+
+def test_normal_levels_are_the_published_ones() -> None:
+    published = np.array([float(level) for level in NF4.split(",")])
+    np.testing.assert_allclose(NormalFloat().levels.numpy(), published, atol=2e-7)
+    for bits in (2, 3, 4, 8):  # and as the published code makes them, by SciPy
+        above = norm.ppf(np.linspace(0.9677083, 0.5, 2 ** (bits - 1) + 1)[:-1])
+        below = -norm.ppf(np.linspace(0.9677083, 0.5, 2 ** (bits - 1))[:-1])
+        known = np.sort([*above, 0.0, *below])
+        np.testing.assert_allclose(NormalFloat(bits).levels.numpy(), known / known.max(), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("group", [1, 4, 5, 64])
+def test_every_entry_is_at_the_nearest_level_of_its_group(group: int, bits: int, dtype: torch.dtype) -> None:
+    """Of all levels by trying each, as they are stored, times the largest magnitude of the group."""
+    for w in GROUPED.values():
+        w = w.to(dtype).clamp(-3e4, 3e4).clone()
+        op = NormalFloat(bits, group).prepare(w, Metric.plain()).fit(1, dtype=dtype, rng=generator(), spectral=False).op
+        assert isinstance(op, Levels)
+        for start in range(0, w.shape[1], group):
+            part = float64(w)[:, start : start + group]
+            np.testing.assert_array_equal(float64(op.scale)[:, start // group], np.abs(part).max(1))
+        scale = float64(op.scale)[:, np.arange(w.shape[1]) // group]
+        nearest = np.abs(float64(w) - scale * float64(op.levels)[:, None, None]).min(0)
+        found = np.abs(float64(w) - product(op).astype(np.float64))
+        np.testing.assert_allclose(found, nearest, rtol=1e-12, atol=1e-13 * np.abs(float64(w)).max())
+        assert bool((op.dense()[w == 0] == 0).all())
+
+
+def test_normal_codes_and_their_bytes_by_hand() -> None:
+    w = torch.tensor([[2.0, -1.1, 0.3, 0.4, -2.0]])
+    op = NormalFloat(2, 4).prepare(w, Metric.plain()).fit(1, dtype=w.dtype, rng=generator(), spectral=False).op
+    assert isinstance(op, Levels)
+    assert op.scale.tolist() == [[2.0, 2.0]]
+    # Shares 1, -0.55, 0.15, 0.2 and -1 of the levels -1, 0, 0.338, 1: ends of half ways are -0.5, 0.169 and 0.669.
+    assert op.codes.tolist() == [[0b10_01_00_11, 0b00]]
+    assert NormalFloat().slot(6, 192, 4).listed == (6 * (96 + 3 * 4) + 64,)
+    assert NormalFloat().slot(3, 100, 2).listed == (3 * (50 + 2 * 2) + 32,)
+
+
+def test_normal_levels_refuse_what_codes_cannot_have() -> None:
+    for bits, group in ((1, 4), (5, 4), (4, 0)):
+        with pytest.raises(ValueError, match="normal levels take 2, 3, 4, 8 bits in groups of at least 1 column"):
+            NormalFloat(bits, group)
+    for offset in (0.5, 1.0):
+        with pytest.raises(ValueError, match="is a share of the normal distribution, above 1/2 and below 1"):
+            NormalFloat(offset=offset)
 
 
 def test_rounding_refuses_what_codes_cannot_have() -> None:

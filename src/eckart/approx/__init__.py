@@ -5,7 +5,7 @@ from eckart.approx.compensated import Compensated
 from eckart.approx.low_rank import LowRank
 from eckart.approx.protocol import Approximator, Prepared
 from eckart.approx.prune import BrainSurgeon, Prune
-from eckart.approx.rounding import RoundToNearest
+from eckart.approx.rounding import NormalFloat, RoundToNearest
 from eckart.approx.unweighted import Unweighted
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ColumnsRows",
     "Compensated",
     "LowRank",
+    "NormalFloat",
     "Prepared",
     "Prune",
     "RoundToNearest",

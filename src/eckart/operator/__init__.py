@@ -1,6 +1,7 @@
 """Matrices as values: what they store, and products with them, without forming them."""
 
 from eckart.operator.algebra import Product, Sum, Transposed
+from eckart.operator.codebook import Levels
 from eckart.operator.codes import Codes
 from eckart.operator.masked import Masked
 from eckart.operator.matrices import Dense, Factors
@@ -23,6 +24,7 @@ __all__ = [
     "Diagonal",
     "Factors",
     "Kronecker",
+    "Levels",
     "Masked",
     "Operator",
     "Panelled",

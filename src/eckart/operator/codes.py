@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,23 +77,12 @@ class Codes:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         check_operand(self, x)
-
-        def product(*panel: Tensor) -> Tensor:
-            return self._entries(*panel) @ x
-
-        return torch.cat([_again(product, *panel) for panel in self._panels()])
+        return times(self._entries, self._panels(), x)
 
     def transpose_matmul(self, x: Tensor) -> Tensor:
         """The transpose times ``x`` (m, k) or (m,); the products of panels are added up in at least float32."""
         check_operand(Transposed(self), x)
-
-        def product(rows: Tensor, *panel: Tensor) -> Tensor:
-            return (self._entries(*panel).T @ rows).to(_wide(x.dtype))
-
-        total = x.new_zeros(self.columns, *x.shape[1:], dtype=_wide(x.dtype))
-        for rows, panel in zip(x.split(PANEL), self._panels(), strict=True):
-            total = total + _again(product, rows, *panel)
-        return total.to(x.dtype)
+        return transposed_times(self._entries, self._panels(), x, self.columns)
 
     def dense(self) -> Tensor:
         """The matrix of numbers."""
@@ -103,20 +92,50 @@ class Codes:
         """Scales, zeros and the packed codes."""
         return tensors_of(self)
 
-    def _panels(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _panels(self) -> Iterator[tuple[Tensor, ...]]:
         return zip(self.scale.split(PANEL), self.zero.split(PANEL), self.codes.split(PANEL), strict=True)
 
     def _entries(self, scale: Tensor, zero: Tensor, codes: Tensor) -> Tensor:
         """The numbers of some rows."""
-        wide = _wide(scale.dtype)
+        wide = at_least_float32(scale.dtype)
         steps = unpack(codes, self.bits, self.columns).to(wide) - self._spread(zero.to(wide))
         return (self._spread(scale.to(wide)) * steps).to(scale.dtype)
 
     def _spread(self, per_group: Tensor) -> Tensor:
-        return per_group.repeat_interleave(min(self.group, self.columns), 1)[:, : self.columns]
+        return spread(per_group, self.group, self.columns)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def times(entries: Callable[..., Tensor], panels: Iterator[tuple[Tensor, ...]], x: Tensor) -> Tensor:
+    """The product with ``x`` (n, …) of a matrix whose rows are ``entries(*panel)``, one panel after the other."""
+
+    def product(*panel: Tensor) -> Tensor:
+        return entries(*panel) @ x
+
+    return torch.cat([_again(product, *panel) for panel in panels])
+
+
+def transposed_times(
+    entries: Callable[..., Tensor], panels: Iterator[tuple[Tensor, ...]], x: Tensor, columns: int
+) -> Tensor:
+    """The product of its transpose with ``x`` (m, …); those of panels are added up in at least float32."""
+    wide = at_least_float32(x.dtype)
+
+    def product(rows: Tensor, *panel: Tensor) -> Tensor:
+        return (entries(*panel).T @ rows).to(wide)
+
+    total = x.new_zeros(columns, *x.shape[1:], dtype=wide)
+    for rows, panel in zip(x.split(PANEL), panels, strict=True):
+        total = total + _again(product, rows, *panel)
+    return total.to(x.dtype)
+
+
+def spread(per_group: Tensor, group: int, columns: int) -> Tensor:
+    """What groups of columns have, (m, groups), for every column, (m, columns)."""
+    return per_group.repeat_interleave(min(group, columns), 1)[:, :columns]
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to compute in."""
     return torch.promote_types(dtype, torch.float32)
 
 

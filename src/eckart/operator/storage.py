@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from eckart.operator.algebra import Product, Sum, Transposed
+from eckart.operator.codebook import Levels
 from eckart.operator.codes import Codes
 from eckart.operator.fields import Role, prefix, roles, tensor_name
 from eckart.operator.masked import Masked
@@ -33,6 +34,7 @@ _CLASSES: Mapping[str, type] = {
     "masked": Masked,
     "stacked": Stacked,
     "codes": Codes,
+    "levels": Levels,
     "sum": Sum,
     "product": Product,
     "transposed": Transposed,

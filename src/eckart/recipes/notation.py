@@ -20,7 +20,16 @@ from eckart.allocate import (
     Uniform,
     ValuesFirst,
 )
-from eckart.approx import BrainSurgeon, ColumnsRows, Compensated, LowRank, Prune, RoundToNearest, Unweighted
+from eckart.approx import (
+    BrainSurgeon,
+    ColumnsRows,
+    Compensated,
+    LowRank,
+    NormalFloat,
+    Prune,
+    RoundToNearest,
+    Unweighted,
+)
 from eckart.bonds.choosing import EachNorm, Principal, Select
 from eckart.bonds.correction import Refit, Tune
 from eckart.bonds.depth import LastBlocks, LeastInfluence, LeastLoss
@@ -49,9 +58,9 @@ PARTS: Mapping[str, Mapping[str, type]] = {
     role: {part.__name__: part for part in parts}
     for role, parts in {
         "metric": (Plain, ActivationScale, RootMeanSquare, FisherColumns, Gram),
-        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, Compensated, ColumnsRows, Unweighted),
+        "approx": (LowRank, Prune, BrainSurgeon, RoundToNearest, NormalFloat, Compensated, ColumnsRows, Unweighted),
         "pattern": (PerMatrix, PerRow, OfGroup, Tiles),
-        "damage": (Prune, BrainSurgeon, RoundToNearest, Unweighted),
+        "damage": (Prune, BrainSurgeon, RoundToNearest, NormalFloat, Unweighted),
         "branch": (LowRank, Unweighted),
         "rule": (DEIM, PivotedQR, StrongRRQR),
         "on": (Entries, LeadingVectors, RidgeVectors),
