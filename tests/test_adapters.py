@@ -37,8 +37,9 @@ from eckart.stats import Need
 
 RANK = 6
 KINDS = ("llama", "gpt2", "bert")
-# Their starts change the model: by what the truncated base lacks, and by the first step of training.
-CHANGED = ("kasa", "lora-sb")
+ROUNDED = ("qlora", "qpissa", "qdota", "loftq")  # their exports fit the rounded model that is written beside them
+# Their starts change the model: by what the truncated base lacks, by the first step of training, and by rounding.
+CHANGED = ("kasa", "lora-sb", *ROUNDED)
 # Small enough for the models here.
 MADE: dict[str, Callable[[], Adapt]] = {
     **ADAPTERS,
@@ -47,7 +48,7 @@ MADE: dict[str, Callable[[], Adapt]] = {
     "moe-lora-riemannian": lambda: moe_lora_riemannian(experts=4, top=2),
 }
 GATED = ("flylora", "moe-lora-riemannian")  # which directions act depends on the token
-OF_HIGH_RANK = ("svft", "dota", "smt", "full")
+OF_HIGH_RANK = ("svft", "dota", "smt", "full", "qdota")
 # Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
 LARGE_INSIDE = ("nlora", "inttune")
 
@@ -79,6 +80,7 @@ NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "vera": lambda m, n, r: m + r,
     "flora-tucker": lambda m, n, r: r * (m + n) + r * r,
     "dota": numbers_of_train,
+    "qdota": numbers_of_train,
     "aflora": lambda m, n, r: r * (m + n) + m + r,
     "flylora": lambda m, n, r: r * m,
     "moe-lora-riemannian": lambda m, n, r: 4 * (r * (m + n) + n),
@@ -109,6 +111,17 @@ def classifier() -> Any:
 
 def model_of(kind: str, shelf: dict[str, Path]) -> Any:
     return classifier() if kind == "bert" else loaded(shelf[kind])
+
+
+def served_on(key: str, kind: str, shelf: dict[str, Path], folder: Path) -> Any:
+    """The adapter of a folder, by stock PEFT on the model that it fits."""
+    if key not in ROUNDED:
+        base = model_of(kind, shelf)
+    elif kind == "bert":
+        base = BertForSequenceClassification.from_pretrained(folder / "base")
+    else:
+        base = loaded(folder / "base")
+    return PeftModel.from_pretrained(base, folder).eval()
 
 
 def batches(kind: str) -> list[dict[str, Tensor]]:
@@ -172,7 +185,7 @@ def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tm
         return
     # What stock PEFT makes of the export on the untouched model is what is computed here.
     done = export(made, tmp_path / "adapter", rank=RANK)
-    served = PeftModel.from_pretrained(model_of(kind, shelf), tmp_path / "adapter").eval()
+    served = served_on(key, kind, shelf, tmp_path / "adapter")
     if done.is_exact:
         assert far(logits(served), after) < close
     else:
@@ -188,7 +201,7 @@ def test_an_export_before_training_changes_what_the_start_does(
 ) -> None:
     made = wrapped(key, "llama", shelf)
     export(made, tmp_path / "adapter")
-    served = PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "adapter").eval()
+    served = served_on(key, "llama", shelf, tmp_path / "adapter")
     assert far(logits(served), logits(made.model)) < 2e-5
 
 

@@ -52,7 +52,7 @@ def trained(model: Any, recipe: Adapt) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("key", ["full", "svft", "smt", "dota", "kasa", "dora", "pissa", *GATED])
+@pytest.mark.parametrize("key", ["full", "svft", "smt", "dota", "kasa", "dora", "pissa", "qdota", *GATED])
 def test_kept_and_put_into_the_model_again_it_computes_the_same(
     key: str, kind: str, shelf: dict[str, Path], tmp_path: Path
 ) -> None:

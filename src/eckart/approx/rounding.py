@@ -141,7 +141,7 @@ class NormalFloat:
         grouped, levels = _grouped(target, group), self.levels.to(dtype).to(target.device)
         scale = grouped.abs().amax(2).clamp(max=torch.finfo(dtype).max).to(dtype)
         wide, known = scale.to(torch.float64), levels.to(torch.float64)
-        shares = grouped / torch.where(wide > 0, wide, torch.ones_like(wide))[..., None]
+        shares = (grouped / torch.where(wide > 0, wide, torch.ones_like(wide))[..., None]).contiguous()
         codes = torch.bucketize(shares, (known[1:] + known[:-1]) / 2)
         return Levels.of(_ungrouped(codes, target), scale, levels, bits=self.bits, group=self.group)
 

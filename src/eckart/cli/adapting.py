@@ -119,6 +119,12 @@ def print_tuned(done: Tuned) -> None:
         console.print(
             f"of the change of {worst} the export leaves {show.percent(done.left_out[worst])}, the most of all"
         )
+    if done.rounded:
+        shares = [min(errors) for errors in done.rounded.values()]
+        told = " to ".join(show.percent(share) for share in (min(shares), max(shares)))
+        console.print(
+            f"rounded {len(shares)} weights, of which base and start leave {told}; the adapter fits {done.folder}/base alone"
+        )
     print_peak_memory()
     console.print(f"written to {done.folder}")
 
@@ -134,4 +140,5 @@ def tuned_json(done: Tuned) -> dict[str, Any]:
         "judged": {str(step): loss for step, loss in done.judged.items()},
         "left_out": dict(done.left_out),
         "own": done.own,
+        "rounded": {name: list(errors) for name, errors in done.rounded.items()},
     }

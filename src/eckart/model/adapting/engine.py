@@ -20,12 +20,13 @@ from eckart.model.adapting.modules import NoLoraError
 from eckart.model.adapting.own import TABLE, keep
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.records import Example, collate, examples_of, read_records
+from eckart.model.adapting.rounded import BASE
 from eckart.model.adapting.trainer import AdapterTrainer, newest
 from eckart.model.adapting.wrap import Wrapped, begin_all, heads_of, install, targets_of
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.evaluate import load
 from eckart.model.files import make_folder, read_json, sha256_of, write_json
-from eckart.model.output import check_free, move_into_place, work_folder
+from eckart.model.output import check_free, copy_companions, move_into_place, work_folder
 from eckart.model.progress import Progress, quiet
 from eckart.model.run import seeded
 from eckart.model.skeleton import without_bars
@@ -40,7 +41,9 @@ class Tuned:
     """What came out: the folder with the adapter and its ranks, how many numbers trained of a model of so many, and losses by step.
 
     Losses are nats per token, or per text of a classifier. ``left_out`` is what an export that is not exact leaves of each map's
-    change, as a share of its norm. ``own`` says why it was kept in a form of its own, where no LoRA of the rank allowed does the same.
+    change, as a share of its norm, and ``rounded`` what base and start left of each map's weight after each sweep, likewise, where it was
+    rounded: the rounded model lies in ``folder / "base"`` then. ``own`` says why it was kept in a form of its own, where no LoRA of
+    the rank allowed does the same.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Tuned:
     judged: Mapping[int, float]
     left_out: Mapping[str, float] = field(default_factory=dict)
     own: str | None = None
+    rounded: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +124,7 @@ def tune(
     _open(work, task.told(course), restart=restart)
     if not finished:
         wrapped, losses = _trained(work, task, course, examples, tokenizer.pad_token_id or 0, progress)
-        done, own = _stored(wrapped, work / "adapter", export_rank, uniform=uniform)
+        done, own = _stored(wrapped, work / "adapter", out, Checkpoint(folder), export_rank, uniform=uniform)
         write_json(
             work / DONE,
             {
@@ -129,6 +133,7 @@ def tune(
                 "parameters": sum(parameter.numel() for parameter in wrapped.model.parameters()) - wrapped.numbers,
                 "trained": {str(entry["step"]): entry["loss"] for entry in losses if "loss" in entry},
                 "judged": {str(entry["step"]): entry["eval_loss"] for entry in losses if "eval_loss" in entry},
+                "rounded": {name: list(errors) for name, errors in wrapped.rounded.items()},
                 "left_out": {name: bound.achieved / bound.scale for name, bound in done.bounds.items() if bound.scale},
                 "own": own,
             },
@@ -141,13 +146,24 @@ def tune(
     return Tuned(folder=out, **table)
 
 
-def _stored(wrapped: Wrapped, folder: Path, rank: int | None, *, uniform: bool) -> tuple[Exported, str | None]:
-    """The adapter written as a LoRA, or in its own form and why."""
+def _stored(
+    wrapped: Wrapped, folder: Path, out: Path, checkpoint: Checkpoint, rank: int | None, *, uniform: bool
+) -> tuple[Exported, str | None]:
+    """The adapter written as a LoRA, with the rounded model that it is for, or in its own form and why."""
     try:
-        return written(wrapped, folder, rank=rank, uniform=uniform), None
+        done = written(wrapped, folder, out=out, rank=rank, uniform=uniform, dtype=_dtype_of(checkpoint))
     except NoLoraError as error:
         keep(wrapped, folder)
         return Exported(folder, {}, {}), str(error)
+    if wrapped.rounded:
+        copy_companions(checkpoint, folder / BASE)
+    return done, None
+
+
+def _dtype_of(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The dtype of all floating numbers of a checkpoint, ``None`` where they have several."""
+    found = {spec.dtype for _, spec in checkpoint.tensors.values() if spec.dtype.is_floating_point}
+    return found.pop() if len(found) == 1 else None
 
 
 def _open(work: Path, told: Mapping[str, Any], *, restart: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,10 +17,10 @@ from eckart.linalg import truncated_svd
 from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.model.adapting.modules import CONVOLUTIONS, Adapted, NoLoraError, check_is_matrix
+from eckart.model.adapting.rounded import BASE, write_base
 from eckart.model.adapting.wrap import Wrapped
-from eckart.model.output import check_free
 from eckart.model.surgery.adapter import Adapter, Convolution, Layer, Linear
-from eckart.model.surgery.writing import brought_to_one_rank, put_into, write
+from eckart.model.surgery.writing import aside, brought_to_one_rank, put_into
 from eckart.operator import Factors, Operator, Sum
 
 NOTHING = 1e-10  # of the size of factors in float64: what rounding alone may have made
@@ -43,22 +43,39 @@ class Exported:
 def export(wrapped: Wrapped, out: str | Path, *, rank: int | None = None, uniform: bool = False) -> Exported:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors`` to a new folder; PEFT loads them onto the untouched model.
 
+    Where weights were rounded for the adapter it fits the rounded model and no other: that one is written to ``out/base``, as a compressed
+    checkpoint.
+
     What was taken from a weight is put back by further columns and rows: ``[B, -B_0] [A; A_0]``, of twice the rank, and exact. Where the
     change is of no low rank, the best approximation of rank ``rank`` is written, and its bound told. With ``uniform`` every
     module has the same rank, filled up with zeros.
 
     Raises ``EckartError`` where ``out`` is not free, and ``NoLoraError`` where no LoRA does the same, or none without a ``rank``.
     """
-    check_free(Path(out))
-    made, found = _made(wrapped, Path(out), rank, uniform=uniform)
-    write(made, out)
-    return found
+    with aside(Path(out)) as scratch:
+        found = written(wrapped, scratch, out=Path(out), rank=rank, uniform=uniform)
+    return replace(found, folder=Path(out))
 
 
-def written(wrapped: Wrapped, folder: Path, *, rank: int | None = None, uniform: bool = False) -> Exported:
-    """As ``export`` to a folder that is not yet where it belongs; whatever is there is replaced."""
+def written(
+    wrapped: Wrapped,
+    folder: Path,
+    *,
+    out: Path,
+    rank: int | None = None,
+    uniform: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Exported:
+    """As ``export`` to a folder that will be moved to ``out``; whatever is there is replaced.
+
+    Numbers of a rounded model that were not rounded are written in this ``dtype``, or in the one that they have.
+    """
     made, found = _made(wrapped, folder, rank, uniform=uniform)
+    if wrapped.rounded:
+        made = replace(made, config={**made.config, "base_model_name_or_path": str(out / BASE)})
     put_into(made, folder)
+    if wrapped.rounded:
+        write_base(wrapped, folder / BASE, dtype=dtype)
     return found
 
 

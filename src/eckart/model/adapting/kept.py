@@ -12,10 +12,11 @@ from eckart.errors import EckartError
 from eckart.model.adapting.wrap import Begun, Wrapped
 from eckart.model.files import read_json, write_json
 from eckart.model.tensorfile import TensorFile, write_all
-from eckart.operator import Blueprint, describe
+from eckart.operator import Blueprint, Operator, Record, describe
 
 TENSORS, TABLE = "begun.safetensors", "begun.json"
 TAKEN = "taken:"  # before the names of the tensors of what was taken from a weight
+BASE = "base:"  # and of what replaces it
 
 
 def write_begun(folder: Path, begun: Mapping[str, Begun]) -> None:
@@ -31,9 +32,15 @@ def laid_out(begun: Mapping[str, Begun]) -> tuple[dict[str, Tensor], dict[str, A
     table: dict[str, Any] = {}
     for name, start in begun.items():
         tensors |= {f"{name}|{key}": tensor for key, tensor in start.params.items()}
-        taken = {} if start.taken is None else start.taken.tensors()
-        tensors |= {f"{name}|{TAKEN}{key}": tensor for key, tensor in taken.items()}
-        table[name] = {"scale": start.scale, "taken": None if start.taken is None else describe(start.taken)}
+        operators = {TAKEN: start.taken, BASE: start.base}
+        for before, op in operators.items():
+            held = {} if op is None else op.tensors()
+            tensors |= {f"{name}|{before}{key}": tensor for key, tensor in held.items()}
+        table[name] = {
+            "scale": start.scale,
+            "errors": start.errors,
+            **{before: None if op is None else describe(op) for before, op in operators.items()},
+        }
     return tensors, table
 
 
@@ -55,11 +62,18 @@ def begun_of(table: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Pa
         parts[name][key] = tensor
     found = {}
     for name, told in table.items():
-        record = told["taken"]
-        taken = {key.removeprefix(TAKEN): tensor for key, tensor in parts[name].items() if key.startswith(TAKEN)}
-        params = {key: tensor for key, tensor in parts[name].items() if not key.startswith(TAKEN)}
-        found[name] = Begun(params, None if record is None else Blueprint.of(record).build(taken), told["scale"])
+        held = parts[name]
+        operators = {before: _operator(told[before], before, held) for before in (TAKEN, BASE)}
+        params = {key: tensor for key, tensor in held.items() if not key.startswith((TAKEN, BASE))}
+        found[name] = Begun(params, operators[TAKEN], told["scale"], operators[BASE], tuple(told["errors"]))
     return found
+
+
+def _operator(record: Record | None, before: str, held: Mapping[str, Tensor]) -> Operator | None:
+    """The operator of this record on those of the tensors whose names begin so."""
+    if record is None:
+        return None
+    return Blueprint.of(record).build({k.removeprefix(before): t for k, t in held.items() if k.startswith(before)})
 
 
 def state_of(wrapped: Wrapped) -> dict[str, Tensor]:

@@ -200,3 +200,15 @@ def put_matrix(module: Any, matrix: Tensor) -> None:
     """Write a matrix (outputs, inputs) into the weight of a module, rounded to the weight's dtype."""
     with torch.no_grad():
         module.weight.copy_((matrix.T if isinstance(module, Conv1D) else matrix).reshape(module.weight.shape))
+
+
+def without_operator(module: Any) -> Any:
+    """The module, or where it holds an operator a linear map of the same shape, bias and dtype, whose weight is to be written."""
+    if not isinstance(module, OperatorLinear):
+        return module
+    like = next(tensor for tensor in module.operator.tensors().values() if tensor.is_floating_point())
+    with torch.device("meta"):
+        plain = nn.Linear(module.in_features, module.out_features, bias=False, dtype=like.dtype)
+    plain.to_empty(device=like.device)
+    plain.bias = module.bias
+    return plain.requires_grad_(False).train(module.training)

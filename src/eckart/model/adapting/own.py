@@ -14,7 +14,7 @@ from eckart._version import __version__
 from eckart.adapters.forms import applied
 from eckart.errors import EckartError
 from eckart.model.adapting.kept import begun_of, laid_out
-from eckart.model.adapting.modules import ADAPTABLE, CONVOLUTIONS, check_is_matrix, matrix_of
+from eckart.model.adapting.modules import CONVOLUTIONS, check_is_matrix, is_adaptable, operator_of, shape_of
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import Begun, Wrapped, install
 from eckart.model.files import make_folder, read_json, sha256_of, write_json
@@ -53,7 +53,9 @@ class Change:
         """The weight (m, n) with what was taken from it and with what was added, in its dtype."""
         params = {key: t.to(weight.dtype) if t.is_floating_point() else t for key, t in self.begun.params.items()}
         base: Operator = Dense(weight)
-        if self.begun.taken is not None:
+        if self.begun.base is not None:
+            base = Dense(in_dtype(self.begun.base, weight.dtype).dense())
+        elif self.begun.taken is not None:
             base = Sum((base, Dense(-in_dtype(self.begun.taken, weight.dtype).dense())))
         return applied(self.recipe.form, base, params, self.begun.scale).dense()
 
@@ -62,7 +64,13 @@ def keep(wrapped: Wrapped, folder: Path) -> None:
     """Write the adapters of a model to a folder that is not yet where it belongs, tensors first."""
     make_folder(folder)
     now = {
-        name: Begun({key: tensor.detach() for key, tensor in adapter.params.items()}, adapter.taken, adapter.scale)
+        name: Begun(
+            {key: tensor.detach() for key, tensor in adapter.params.items()},
+            adapter.taken,
+            adapter.scale,
+            operator_of(adapter.base) if name in wrapped.rounded else None,
+            wrapped.rounded.get(name, ()),
+        )
         for name, adapter in wrapped.adapters.items()
     }
     tensors, table = laid_out(now)
@@ -105,13 +113,13 @@ def attach(model: Any, recipe: Adapt, own: Own) -> Wrapped:
 
     Raises ``EckartError`` where the model has no such maps, or maps of other shapes.
     """
-    modules = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    modules = {name: module for name, module in model.named_modules() if is_adaptable(module)}
     for name, begun in own.begun.items():
         if name not in modules:
             raise EckartError(
                 f"{type(model).__name__} has no {name}, which the adapter is for; {nearest(name, modules)}"
             )
-        shape, meant = tuple(matrix_of(modules[name]).shape), recipe.form.update(begun.params).shape
+        shape, meant = shape_of(modules[name]), recipe.form.update(begun.params).shape
         if shape != meant:
             raise EckartError(
                 f"{name} is a map of {shape[0]} x {shape[1]}, and the adapter changes one of {meant[0]} x {meant[1]}"

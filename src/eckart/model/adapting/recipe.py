@@ -16,6 +16,7 @@ from eckart.adapters.rules import GradientRule, Plain
 from eckart.adapters.scale import OverRank, Scale
 from eckart.adapters.schedules import Constant, Schedule
 from eckart.adapters.start import Start
+from eckart.adapters.stored import AsItIs, Stored
 from eckart.adapters.width import AsAsked, Width
 from eckart.model.compression import Paper
 from eckart.stats import Need
@@ -23,7 +24,8 @@ from eckart.stats import Need
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt:
-    """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it.
+    """How a model is fine-tuned by few numbers: a ``form`` of update, how it begins, and what becomes of the weight under it:
+    what is taken from it (``base``), and how the rest is ``stored``.
 
     ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them,
     ``penalties`` on tensors and on ``outputs`` are added to the loss. ``ranks`` differ from map to map, and a ``schedule`` changes them
@@ -36,6 +38,7 @@ class Adapt:
     form: Form
     start: Start
     base: Base = Untouched()
+    stored: Stored = AsItIs()
     scale: Scale = OverRank()
     width: Width = AsAsked()
     roles: Mapping[str, Role] = field(default_factory=dict)
@@ -57,6 +60,10 @@ class Adapt:
         if self.ranks is not None and not hasattr(self.start.source, "shares"):
             raise ValueError(
                 f"ranks go by what directions explain, which {type(self.start.source).__name__} does not tell: leave ranks out"
+            )
+        if self.outputs and not self.stored.keeps_the_weight:
+            raise ValueError(
+                f"outputs can't be held to those of a model that is {type(self.stored).__name__}: leave outputs or stored out"
             )
         for penalty in self.penalties:
             penalty.check(self.tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,17 +15,20 @@ from eckart.adapters.forms import scaled
 from eckart.adapters.roles import FREE, Role
 from eckart.adapters.schedules import State
 from eckart.adapters.seed import Pool, Seen
+from eckart.adapters.stored import Started
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import (
     CONVOLUTIONS,
     Adapted,
     AdaptedConvolution,
     AdaptedLinear,
+    device_of,
     is_adaptable,
     matrix_of,
     put_matrix,
     shape_of,
     why_packed,
+    without_operator,
 )
 from eckart.model.adapting.observe import Batch, observe
 from eckart.model.adapting.recipe import Adapt
@@ -48,6 +51,9 @@ class Wrapped:
     rank: int
     adapters: Mapping[str, Adapted]
     whole: tuple[str, ...] = ()  # modules that train as they are: a new classifier's head
+    rounded: Mapping[str, tuple[float, ...]] = field(
+        default_factory=dict
+    )  # where the base is: what each sweep left out
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """The tensors that train by the name that they have in the model, with their roles."""
@@ -136,9 +142,21 @@ class Wrapped:
             if packed is not None:
                 raise EckartError(f"{name} can't be merged: {packed}")
         for name, adapter in self.adapters.items():
-            put_matrix(adapter.base, adapter.merged())
-            _put(self.model, name, adapter.base)
+            base = without_operator(adapter.base)
+            put_matrix(base, adapter.merged())
+            _put(self.model, name, base)
         return self.model
+
+    @contextmanager
+    def bare(self) -> Iterator[Any]:
+        """For the time of the context the model has what lies under its adapters in their place."""
+        for name, adapter in self.adapters.items():
+            _put(self.model, name, adapter.base)
+        try:
+            yield self.model
+        finally:
+            for name, adapter in self.adapters.items():
+                _put(self.model, name, adapter)
 
 
 def counted(logits: Tensor, batch: Batch) -> Tensor:
@@ -158,11 +176,16 @@ def counted(logits: Tensor, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class Begun:
-    """The tensors of an adapter as training begins, and what is to be taken from the weight."""
+    """The tensors of an adapter as training begins, and what is to be taken from the weight.
+
+    Where there is a ``base`` it replaces the weight, and ``errors`` are what each sweep left out of it, as a share of its norm.
+    """
 
     params: Mapping[str, Tensor]
     taken: Operator | None
     scale: float
+    base: Operator | None = None
+    errors: tuple[float, ...] = ()
 
 
 def wrap(
@@ -211,6 +234,8 @@ def begin_all(
                 packed = why_packed(modules[name])
                 if begun[name].taken is not None and packed is not None:
                     raise ValueError(packed)
+                if begun[name].base is not None:
+                    _check_replaceable(model, modules[name])
             except ValueError as error:
                 raise EckartError(f"{name} cannot be adapted so: {error}") from error
     return begun
@@ -226,6 +251,9 @@ def install(
     # In the order of the model, wherever the starts come from: optimisers know tensors by their number.
     for name in [name for name, _ in model.named_modules() if name in begun]:
         module, start = model.get_submodule(name), begun[name]
+        if start.base is not None:
+            held = OperatorLinear.of(start.base, module.bias).to(device_of(module))
+            module = held.requires_grad_(False).train(module.training)
         if start.taken is not None:
             put_matrix(module, matrix_of(module).detach().to(torch.float32) - start.taken.dense().to(torch.float32))
         kind = AdaptedConvolution if isinstance(module, CONVOLUTIONS) else AdaptedLinear
@@ -233,7 +261,8 @@ def install(
             module, recipe.form, start.params, recipe.tensors, start.scale, taken=start.taken, dropout=dropout
         )
         _put(model, name, adapters[name])
-    made = Wrapped(model, recipe, rank, adapters, tuple(whole))
+    errors = {name: begun[name].errors for name in adapters if begun[name].base is not None}
+    made = Wrapped(model, recipe, rank, adapters, tuple(whole), errors)
     for _, parameter, _ in made.trainable():
         parameter.requires_grad_(True)
     return made
@@ -269,10 +298,17 @@ def _ranks(model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: 
 def begin(recipe: Adapt, seen: Seen, rank: int, scale: float, rng: Generator) -> Begun:
     """An adapter of one map as training begins; raises ``ValueError`` where the recipe does not fit the map."""
     width = recipe.width(rank, seen.shape)
-    made = recipe.form.init(recipe.start(seen, width, scale, rng), seen.natural, width, rng)
-    params = {key: stored(tensor).to(seen.weight.device) for key, tensor in made.items()}
-    taken = recipe.base(seen.weight, scaled(recipe.form.update(params), scale), width, rng)
-    return Begun(params, taken, scale)
+
+    def started(matrix: Tensor) -> Started:
+        seed = recipe.start(replace(seen, weight=matrix), width, scale, rng)
+        made = recipe.form.init(seed, seen.natural, width, rng)
+        params = {key: stored(tensor).to(seen.weight.device) for key, tensor in made.items()}
+        update = scaled(recipe.form.update(params), scale)
+        return Started(params, update, recipe.base(matrix, update, width, rng))
+
+    settled = recipe.stored(seen.weight, started)
+    start, base = settled.start, settled.base
+    return Begun(start.params, start.taken if base is None else None, scale, base, settled.errors)
 
 
 def stored(tensor: Tensor) -> Tensor:
@@ -298,6 +334,14 @@ def targets_of(model: Any, only: Sequence[str] = (), exclude: Sequence[str] = ()
     if not found:
         raise EckartError(f"{type(model).__name__} has no linear map that is to be adapted")
     return [name for name, _ in model.named_modules() if name in found]
+
+
+def _check_replaceable(model: Any, module: Any) -> None:
+    """Raise ``ValueError`` where an operator can't take the place of a weight."""
+    if isinstance(module, CONVOLUTIONS):
+        raise ValueError("the weight of a convolution can't be rounded: leave it out with exclude")
+    if any(other is not module and getattr(other, "weight", None) is module.weight for other in model.modules()):
+        raise ValueError("its weight is another module's as well and can't be rounded alone: leave it out with exclude")
 
 
 def _put(model: Any, name: str, module: nn.Module) -> None:

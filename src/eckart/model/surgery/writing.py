@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,18 +40,26 @@ def write(adapter: Adapter, out: str | Path, *, uniform: bool = False) -> Path:
 
     Raises ``EckartError`` where ``out`` is not free or can't be written; nothing is left there then.
     """
-    out = Path(out)
+    with aside(Path(out)) as scratch:
+        put_into(brought_to_one_rank(adapter) if uniform else adapter, scratch)
+    return Path(out)
+
+
+@contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """A folder that is moved to ``out`` at the end of the context, and thrown away where that is not reached.
+
+    Raises ``EckartError`` where ``out`` is not free or can't be written.
+    """
     check_free(out)
-    made = brought_to_one_rank(adapter) if uniform else adapter
     scratch = work_folder(out)
     if (scratch / JOURNAL).exists():
         raise EckartError(f"{scratch} holds an unfinished run of another command: finish it, or choose another output")
     try:
-        put_into(made, scratch)
+        yield scratch
         move_into_place(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return out
 
 
 def put_into(adapter: Adapter, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from eckart.model.adapting.recipe import Adapt
-from eckart.recipes.adapters import others, pairs, products
+from eckart.recipes.adapters import others, pairs, products, rounded
 
 ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "full": others.full,
@@ -42,4 +42,8 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "aflora": others.aflora,
     "flylora": others.flylora,
     "moe-lora-riemannian": others.moe_lora_riemannian,
+    "qlora": rounded.qlora,
+    "qpissa": rounded.qpissa,
+    "qdota": rounded.qdota,
+    "loftq": rounded.loftq,
 }

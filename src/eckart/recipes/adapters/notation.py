@@ -49,8 +49,10 @@ from eckart.adapters.sources import (
 )
 from eckart.adapters.split import Apart, Even, Levelled, OneSided, Outer, ToTheRight
 from eckart.adapters.start import Start
+from eckart.adapters.stored import AsItIs, Rounded, RoundedFirst
 from eckart.adapters.width import All, AsAsked, Counted, ForEach, PartOf
 from eckart.allocate import Greedy, Uniform
+from eckart.approx import NormalFloat, RoundToNearest
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, Largest, LeadingVectors, PivotedQR, Rarest, RidgeVectors, Sampled, StrongRRQR
 from eckart.model.adapting.recipe import Adapt
@@ -91,6 +93,8 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         **dict.fromkeys(("columns", "rows"), (DEIM, PivotedQR, StrongRRQR, Largest, Sampled, Rarest)),
         "on": (Entries, LeadingVectors, RidgeVectors),
         "base": (Untouched, LessStart, LessTail),
+        "stored": (AsItIs, Rounded, RoundedFirst),
+        "to": (RoundToNearest, NormalFloat),
         "scale": (OverRank, OverRoot, Constant),
         "width": (AsAsked, Counted, All, ForEach, PartOf),
         "rule": RULES,
@@ -106,7 +110,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
     }.items()
 }
 SEVERAL = ("penalties", "outputs")  # of which a recipe may have any number
-ONE = ("form", "start", "base", "scale", "width", "rule", "ranks", "schedule")
+ONE = ("form", "start", "base", "stored", "scale", "width", "rule", "ranks", "schedule")
 
 
 def read_adapter_recipe(path: Path) -> Adapt:
