@@ -127,7 +127,9 @@ def test_what_needs_no_weight_trains_beside_codes(key: str, packer: Packer, stoc
         (sealed, r"Sealed of torch\.float32 and shape \(48, 48\)"),
     ],
 )
-@pytest.mark.parametrize("key", ["pissa", "milora", "olora", "corda", "dota", "dora", "kasa", "svft", "nlora"])
+@pytest.mark.parametrize(
+    "key", ["pissa", "milora", "olora", "corda", "dota", "dora", "kasa", "svft", "nlora", "qlora", "loftq"]
+)
 def test_no_start_is_made_of_packed_bytes(key: str, packer: Packer, told: str, stock: Path) -> None:
     model = packed(stock, packer)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

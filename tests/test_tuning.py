@@ -229,7 +229,7 @@ def test_fewer_directions_are_left_in_the_end(model: Path, data: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pissa", "eva", "lora-ga", "adalora"])
+@pytest.mark.parametrize("recipe", ["pissa", "eva", "lora-ga", "adalora", "loftq"])
 @pytest.mark.parametrize(
     ("function", "when"),
     [

@@ -19,6 +19,7 @@ from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.model.adapting.modules import CONVOLUTIONS, Adapted, NoLoraError, check_is_matrix
 from eckart.model.adapting.rounded import BASE, write_base
 from eckart.model.adapting.wrap import Wrapped
+from eckart.model.linear import OperatorLinear
 from eckart.model.surgery.adapter import Adapter, Convolution, Layer, Linear
 from eckart.model.surgery.writing import aside, brought_to_one_rank, put_into
 from eckart.operator import Factors, Operator, Sum
@@ -113,6 +114,10 @@ def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound
         if not isinstance(adapter.form.of, Pair) or adapter.taken is not None:
             raise NoLoraError(
                 f"{name}: rows of trained lengths are a LoRA only around a pair of factors: merge the adapter"
+            )
+        if isinstance(adapter.base, OperatorLinear):
+            raise NoLoraError(
+                f"{name}: PEFT can't measure the rows of a weight that is stored as an operator: merge the adapter, or leave lengths out"
             )
         return Layer(*_both(whole), scale, kind, adapter.params[LENGTHS].detach()), None
     if isinstance(whole, Factors):
