@@ -69,6 +69,7 @@ NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "adalora": lambda m, n, r: r * (m + n + 1),
     "sorsa": lambda m, n, r: r * (m + n + 1),
     "svfit": lambda m, n, r: r,
+    "effort": lambda m, n, r: r * (m + n + 1),
     "svft": lambda m, n, r: min(m, n),
     "nora": lambda m, n, r: 2 * r * 4,
     "curlora": lambda m, n, r: r * r,
@@ -364,6 +365,38 @@ def test_a_penalty_is_a_mean_over_adapters(shelf: dict[str, Path]) -> None:
     orthonormal = next(iter(wrapped("sorsa", "llama", shelf).adapters.values()))
     orthonormal.left.data *= 2
     assert all(float(penalty(orthonormal.params).detach()) > 1e-4 for penalty in ADAPTERS["sorsa"]().penalties)
+
+
+def test_principal_components_stay_while_the_smallest_train(shelf: dict[str, Path], tmp_path: Path) -> None:
+    """Effort: the start is the weight, nothing of its principal part moves, penalties hold, and the export is the whole change."""
+    stock = loaded(shelf["llama"])
+    made = wrapped("effort", "llama", shelf)
+    for name, adapter in made.adapters.items():
+        weight = matrix_of(stock.get_submodule(name)).double()
+        values = torch.linalg.svdvals(weight)
+        assert torch.allclose(adapter.merged(), weight, atol=1e-6)
+        assert torch.allclose(adapter.middle.double(), values[-RANK:], atol=1e-5)
+        assert torch.allclose(torch.linalg.svdvals(matrix_of(adapter.base).double())[:-RANK], values[:-RANK], atol=1e-5)
+    assert 0 <= float(made.penalty().detach()) < 1e-4
+    principal = {
+        name: {key: t.clone() for key, t in adapter.params.items() if key.startswith("principal")}
+        for name, adapter in made.adapters.items()
+    }
+    off = []
+    for weight in (0.0, 1.0):
+        penalties = ADAPTERS["effort"]().penalties if weight else ()
+        other = wrap(loaded(shelf["llama"]), replace(ADAPTERS["effort"](), penalties=penalties), rank=RANK)
+        optimiser = torch.optim.AdamW(other.groups(1e-3, decay=0.1))
+        for _ in range(30):
+            (other.model(**batches("llama")[0]).loss + other.penalty()).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        for name, tensors in principal.items():
+            assert all(torch.equal(other.adapters[name].params[key], tensor) for key, tensor in tensors.items())
+        off.append(float(Wrapped(other.model, ADAPTERS["effort"](), RANK, other.adapters).penalty().detach()))
+    assert off[1] < 0.5 * off[0]
+    done = export(other, tmp_path / "adapter")
+    assert set(done.ranks.values()) == {2 * RANK}
 
 
 @pytest.mark.parametrize("key", ["pissa", "kasa", "lora-sb", "dota", "dora", "flylora"])

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from eckart.adapters.forms.residual import ENERGY, PRINCIPAL_LEFT, PRINCIPAL_MIDDLE, PRINCIPAL_RIGHT
 from eckart.adapters.roles import Role
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
 
@@ -65,6 +66,70 @@ class MiddleEnergy:
     def __call__(self, params: Params) -> Tensor:
         """The weighted sum of squares."""
         return self.weight * params[MIDDLE].square().sum()
+
+
+@dataclass(frozen=True)
+class Outside:
+    """``weight (||P^T B||^2 + ||A Q^T||^2)``: zero where what trains is orthogonal to the principal vectors P and Q, which stay.
+
+    Of what is off in ``[P, B]^T [P, B] - I`` and ``[Q; A] [Q; A]^T - I`` together, squared, this is half of what lies beside the
+    diagonal blocks.
+
+    >>> sides = {"left": torch.tensor([[0.6], [0.8]]), "right": torch.tensor([[0.0, 1.0]])}
+    >>> others = {"principal_left": torch.tensor([[1.0], [0.0]]), "principal_right": torch.tensor([[1.0, 0.0]])}
+    >>> round(float(Outside(1.0)({**sides, **others})), 4)
+    0.36
+    """
+
+    weight: float
+
+    def check(self, roles: Mapping[str, Role]) -> None:
+        """Both sides have to train, beside principal ones."""
+        _want(roles, LEFT, RIGHT)
+        _want_principal(roles)
+
+    def __call__(self, params: Params) -> Tensor:
+        """The weighted sum for both sides."""
+        left, right = _across(params)
+        return self.weight * (left.square().sum() + right.square().sum())
+
+
+@dataclass(frozen=True)
+class SameEnergy:
+    """``weight | ||P S Q + B diag(d) A||_F^2 - ||W||_F^2 |``, with what stays and what trains of a weight W that both were.
+
+    Neither matrix is formed: with ``U = P^T B`` and ``V = A Q^T`` the inner product of what stays and what trains is ``sum U S d V``.
+
+    >>> sides = {"left": torch.tensor([[0.0], [1.0]]), "middle": torch.tensor([2.0]), "right": torch.tensor([[0.0, 1.0]])}
+    >>> others = {"principal_left": torch.eye(2)[:, :1], "principal_middle": torch.tensor([3.0]), "principal_right": torch.eye(2)[:1]}
+    >>> float(SameEnergy(0.5)({**sides, **others, "energy": torch.tensor(1.0)}))
+    1.5
+    """
+
+    weight: float
+
+    def check(self, roles: Mapping[str, Role]) -> None:
+        """All three parts have to train, beside principal ones."""
+        _want(roles, LEFT, MIDDLE, RIGHT)
+        _want_principal(roles)
+
+    def __call__(self, params: Params) -> Tensor:
+        """The weighted difference."""
+        left, right = _across(params)
+        middle = params[MIDDLE]
+        shared = (params[PRINCIPAL_MIDDLE][:, None] * left * middle * right.T).sum()
+        grams = (params[LEFT].T @ params[LEFT]) * (params[RIGHT] @ params[RIGHT].T)
+        return self.weight * (2 * shared + middle @ grams @ middle - params[ENERGY]).abs()
+
+
+def _across(params: Params) -> tuple[Tensor, Tensor]:
+    """Inner products (k - r, r) and (r, k - r) of the vectors that stay with those that train."""
+    return params[PRINCIPAL_LEFT].T @ params[LEFT], params[RIGHT] @ params[PRINCIPAL_RIGHT].T
+
+
+def _want_principal(roles: Mapping[str, Role]) -> None:
+    if PRINCIPAL_LEFT not in roles:
+        raise ValueError(f"principal vectors are needed beside what trains, and there are {', '.join(roles)}")
 
 
 def _want(roles: Mapping[str, Role], *names: str) -> None:

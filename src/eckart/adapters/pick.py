@@ -13,7 +13,7 @@ class Pick(Protocol):
     """Numbers, from the largest on, of the components whose left and whose right vectors are taken."""
 
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
-        """Both lists (rank,) for a matrix that has ``size`` components; ``ValueError`` where there are too few."""
+        """Both lists, (rank,) or longer, for a matrix that has ``size`` components; ``ValueError`` where there are too few."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,20 @@ class Bottom:
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists."""
         return _both(torch.arange(size - rank, size), size)
+
+
+@dataclass(frozen=True)
+class BottomFirst:
+    """The smallest ones, and behind them all others, for a form that looks at these too.
+
+    >>> BottomFirst()(2, 5)[0].tolist()
+    [3, 4, 0, 1, 2]
+    """
+
+    def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
+        """Both lists."""
+        _check(rank, size)
+        return _both(torch.arange(size).roll(rank), size)
 
 
 @dataclass(frozen=True)

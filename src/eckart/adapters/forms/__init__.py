@@ -7,6 +7,7 @@ from eckart.adapters.forms.gated import Gated
 from eckart.adapters.forms.middle import Aligned, Band, Places, Scattered, SparseMiddle
 from eckart.adapters.forms.products import Cored, Nested, Pair, Spectral, Vectors
 from eckart.adapters.forms.protocol import Form
+from eckart.adapters.forms.residual import Residual
 from eckart.adapters.forms.tensors import Train, Tucker
 from eckart.adapters.forms.whole import Whole
 
@@ -21,6 +22,7 @@ __all__ = [
     "Nested",
     "Pair",
     "Places",
+    "Residual",
     "Scattered",
     "SparseMiddle",
     "Spectral",

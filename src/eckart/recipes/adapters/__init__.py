@@ -26,6 +26,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "adalora": products.adalora,
     "sorsa": products.sorsa,
     "svfit": products.svfit,
+    "effort": products.effort,
     "svft": products.svft,
     "nora": products.nora,
     "curlora": products.curlora,

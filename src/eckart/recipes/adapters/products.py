@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from eckart.adapters.base import LessStart, LessTail
 from eckart.adapters.draws import Gaussian, Kaiming
-from eckart.adapters.forms import Band, Cored, Nested, Places, SparseMiddle, Spectral, Vectors
-from eckart.adapters.penalties import MiddleEnergy, Orthonormal
+from eckart.adapters.forms import Band, Cored, Nested, Places, Residual, SparseMiddle, Spectral, Vectors
+from eckart.adapters.penalties import MiddleEnergy, Orthonormal, Outside, SameEnergy
+from eckart.adapters.pick import BottomFirst
 from eckart.adapters.roles import FROZEN, Role
 from eckart.adapters.scale import Constant, OverRank
 from eckart.adapters.schedules import Prune
@@ -72,6 +73,25 @@ def sorsa(gamma: float = 4e-4) -> Adapt:
         base=LessStart(),
         scale=Constant(),
         penalties=(Orthonormal(gamma / 2),),
+    )
+
+
+def effort(weight: float = 1.0) -> Adapt:
+    """The smallest components of each weight train, apart, and are held orthogonal to the others and to the energy that they had."""
+    return Adapt(
+        paper=Paper(
+            "Effort: Efficient Orthogonal Modeling for Generalizable AI-Generated Image Detection",
+            "arXiv:2411.15633",
+            (
+                "any linear map, and as many components as the rank says; the paper adapts attention by one component each",
+                "norms are squared, as in the paper, and of the smaller Gram matrices, which are the identity for any shape",
+            ),
+        ),
+        form=Residual(),
+        start=Start(OfWeight(accuracy=0.0), BottomFirst()),
+        base=LessStart(),
+        scale=Constant(),
+        penalties=(Orthonormal(weight / 2, squared=True), Outside(weight), SameEnergy(weight)),
     )
 
 
