@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from eckart.adapters.forms import Aligned, Band, Directed, Gated, Pair, Scattered
 from eckart.adapters.gates import Router
+from eckart.adapters.growth import Grow
 from eckart.adapters.roles import FROZEN, Role
 from eckart.adapters.sources import digits
 from eckart.errors import EckartError
@@ -67,6 +69,7 @@ NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "dora": lambda m, n, r: r * (m + n) + m,
     "kasa": lambda m, n, r: r * (m + n + 1),
     "adalora": lambda m, n, r: r * (m + n + 1),
+    "increlora": lambda m, n, r: 2 * r * (m + n + 1),  # those that may ever act
     "sorsa": lambda m, n, r: r * (m + n + 1),
     "svfit": lambda m, n, r: r,
     "effort": lambda m, n, r: r * (m + n + 1),
@@ -347,6 +350,76 @@ def test_one_step_moves_the_weights_by_the_projection_of_the_full_gradient(shelf
         effect = adapter.scale * (left @ adapter.right.grad.double() + adapter.left.grad.double() @ right)
         p_left, p_right = left @ torch.linalg.pinv(left), torch.linalg.pinv(right) @ right
         assert far(effect, p_left @ full + full @ p_right - p_left @ full @ p_right) < 1e-3
+
+
+def test_gradients_of_whole_updates_are_those_of_the_weights(shelf: dict[str, Path]) -> None:
+    """Added up over two batches, and nothing once nobody looks."""
+    made = wrapped("increlora", "llama", shelf)
+    for number, adapter in enumerate(made.adapters.values()):
+        adapter.middle.data.normal_(std=3.0, generator=torch.Generator().manual_seed(number))
+    bases = {name: adapter.base.weight for name, adapter in made.adapters.items()}
+    for weight in bases.values():
+        weight.requires_grad_(True)
+    made.watch(1, 100)
+    for batch in batches("llama")[:2]:
+        made.model(**batch).loss.backward()
+    with torch.no_grad():
+        made.model(**batches("llama")[2])
+    for name, adapter in made.adapters.items():
+        assert far(adapter.felt, bases[name].grad) < 1e-5
+    made.watch(100, 100)
+    made.model(**batches("llama")[0]).loss.backward()
+    assert {adapter.felt for adapter in made.adapters.values()} == {None}
+    torch.manual_seed(1)
+    made = wrap(Pictures(), ADAPTERS["increlora"](), rank=3)
+    made.watch(1, 100)
+    for adapter in made.adapters.values():
+        adapter.middle.data.fill_(1.0)
+        adapter.base.weight.requires_grad_(True)
+    made.model(torch.randn(2, 6, 8, 8)).square().mean().backward()
+    for adapter in made.adapters.values():
+        assert adapter.felt.shape == (6, 54)
+        assert far(adapter.felt, adapter.base.weight.grad.flatten(1)) < 1e-5
+
+
+def test_directions_are_added_to_maps_while_they_train(shelf: dict[str, Path], tmp_path: Path) -> None:
+    """IncreLoRA: step by step as many directions act as the budget says, and in the end its ranks are exported."""
+    made = wrapped("increlora", "llama", shelf)
+    recipe, steps, count = made.recipe, 60, len(made.adapters)
+    assert isinstance(recipe.schedule, Grow)
+    bases = {name: adapter.base.weight.clone() for name, adapter in made.adapters.items()}
+    optimiser, state, totals = torch.optim.AdamW(made.groups(1e-2)), made.begin(), []
+    for step in range(1, steps + 1):
+        made.watch(step, steps)
+        before = recipe.schedule.acting(state)
+        made.model(**batches("llama")[step % 3]).loss.backward()
+        made.penalty().backward()
+        optimiser.step()
+        state = made.scheduled(step, steps, state)
+        optimiser.zero_grad()
+        for name, adapter in made.adapters.items():
+            acting = recipe.schedule.acting(state)[name]
+            assert acting == before[name] or step in (10, 20, 30, 40, 42)
+            # All that has begun to act or to wait adds 1e-5 times products of sides, and nothing else is changed by it.
+            left, middle, right = (adapter.params[key].detach() for key in ("left", "middle", "right"))
+            new = slice(before[name], None)
+            added = adapter.scale * (left[:, new] * middle[new]) @ right[new]
+            assert float(added.norm()) <= 1.01e-5 * adapter.scale * float(left[:, new].norm() * right[new].norm())
+            assert bool(added.any()) == ((before[name] < 2 * RANK and step < 42) or acting > before[name])
+        totals.append(sum(recipe.schedule.acting(state).values()))
+    assert totals[0] == count
+    assert totals[-1] == RANK * count
+    assert all(one <= other for one, other in pairwise(totals))
+    ranks = recipe.schedule.acting(state)
+    assert len(set(ranks.values())) > 2
+    assert max(ranks.values()) <= 2 * RANK
+    assert all(torch.equal(bases[name], adapter.base.weight) for name, adapter in made.adapters.items())
+    after = logits(made.model.eval())
+    done = export(made, tmp_path / "adapter")
+    assert done.ranks == ranks
+    table = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert {table["r"], *table["rank_pattern"].values()} == set(ranks.values())
+    assert far(logits(PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "adapter").eval()), after) < 1e-5
 
 
 def test_a_penalty_is_a_mean_over_adapters(shelf: dict[str, Path]) -> None:

@@ -177,7 +177,7 @@ def test_a_classifier_learns_to_tell_two_kinds(tmp_path: Path) -> None:
     assert done.numbers > sum(8 * (m + n) for m, n in 2 * [*(4 * [(48, 48)]), (80, 48), (48, 80)])  # the head as well
 
 
-@pytest.mark.parametrize("recipe", ["pissa", "kasa"])
+@pytest.mark.parametrize("recipe", ["pissa", "kasa", "increlora"])
 def test_parts_of_a_step_add_up_to_it(recipe: str, model: Path, data: Path, tmp_path: Path) -> None:
     """Accumulated in four parts, the penalty counted once."""
     numbers = {}
@@ -225,11 +225,21 @@ def test_fewer_directions_are_left_in_the_end(model: Path, data: Path, tmp_path:
     assert far(logits(PeftModel.from_pretrained(loaded(model), tmp_path / "out").eval()), before) > 1e-2
 
 
+def test_more_directions_are_there_in_the_end(model: Path, data: Path, tmp_path: Path) -> None:
+    course = Course(steps=30, batch=4, rate=1e-2, held_out=0.0)
+    done = tune(model, data, tmp_path / "out", RECIPES["increlora"](), rank=6, course=course)
+    assert sum(done.ranks.values()) == 6 * 21
+    assert len(set(done.ranks.values())) > 1
+    assert done.trained[30] < done.trained[10]
+    before = logits(loaded(model))
+    assert far(logits(PeftModel.from_pretrained(loaded(model), tmp_path / "out").eval()), before) > 1e-2
+
+
 # ---- kills ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["pissa", "eva", "lora-ga", "adalora", "loftq"])
+@pytest.mark.parametrize("recipe", ["pissa", "eva", "lora-ga", "adalora", "increlora", "loftq"])
 @pytest.mark.parametrize(
     ("function", "when"),
     [

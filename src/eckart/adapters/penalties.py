@@ -69,6 +69,30 @@ class MiddleEnergy:
 
 
 @dataclass(frozen=True)
+class OfActing:
+    """A penalty on those directions whose numbers in the middle are larger than ``above``, all of them together.
+
+    >>> sides = {"left": torch.eye(2), "middle": torch.tensor([1.0, 0.0]), "right": 2 * torch.eye(2)}
+    >>> float(OfActing(Orthonormal(1.0))(sides))
+    3.0
+    """
+
+    of: Penalty
+    above: float = 1e-5
+
+    def check(self, roles: Mapping[str, Role]) -> None:
+        """What the penalty asks for, and a middle that trains."""
+        _want(roles, MIDDLE)
+        self.of.check(roles)
+
+    def __call__(self, params: Params) -> Tensor:
+        """The penalty for those."""
+        acts = params[MIDDLE].detach().abs() > self.above
+        sides = {LEFT: params[LEFT][:, acts], RIGHT: params[RIGHT][acts]}
+        return self.of({**params, **sides, MIDDLE: params[MIDDLE][acts]})
+
+
+@dataclass(frozen=True)
 class Outside:
     """``weight (||P^T B||^2 + ||A Q^T||^2)``: zero where what trains is orthogonal to the principal vectors P and Q, which stay.
 

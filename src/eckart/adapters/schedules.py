@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from eckart.adapters.roles import Role
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
 
+PRODUCT = "product"  # the name of the gradient of a whole update (m, n) among those of its tensors
 GRAIN = 1_000_000  # parts of a share that a budget counts
 State = dict[str, Tensor]
 Written = dict[str, dict[str, Tensor]]  # by adapter and tensor
@@ -30,6 +31,14 @@ class Schedule(Protocol):
         self, step: int, steps: int, adapters: Mapping[str, Params], gradients: Mapping[str, Params], state: State
     ) -> tuple[State, Written]:
         """The state after a step, counted from 1, of so many, and the tensors that are to be written anew."""
+
+
+@runtime_checkable
+class Watching(Schedule, Protocol):
+    """A schedule that is also shown the gradient of each update as a whole, which training does not form by itself."""
+
+    def watches(self, step: int, steps: int) -> bool:
+        """Whether it wants those of a step, counted from 1, of so many."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,31 @@ class Cubic:
 
 
 @dataclass(frozen=True)
+class Straight:
+    """A budget that stays for the share ``before`` of the steps, comes to its end by even steps, and stays there for the share ``after``.
+
+    >>> [Straight(before=0.2, after=0.2)(step, 10, 10, 70) for step in (2, 3, 5, 8, 10)]
+    [10, 20, 40, 70, 70]
+    """
+
+    before: float = 0.1
+    after: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (self.before >= 0 and self.after >= 0 and self.before + self.after < 1):
+            raise ValueError(f"{self.before:g} of the steps before and {self.after:g} after leave none in between")
+
+    def __call__(self, step: int, steps: int, first: int, last: int) -> int:
+        """The budget at a step, counted from 1, of so many."""
+        begins, ends = round(self.before * steps), steps - round(self.after * steps)
+        if step <= begins:
+            return first
+        if step >= ends:
+            return last
+        return first + (last - first) * (step - begins) // (ends - begins)
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """How much the loss feels a number, ``|p g|``, as a running mean, times how much that varies, ``| |p g| - mean |``, as another one."""
 
@@ -98,12 +132,15 @@ class Sensitivity:
         """The running means after another step."""
         found: State = {}
         for name, gradient in gradients.items():
-            felt = (params[name].detach() * gradient).abs()
-            key = f"{prefix}|{name}|"
-            mean = self.mean * state[key + "mean"] + (1 - self.mean) * felt
-            off = (felt - mean).abs()
-            found |= {key + "mean": mean, key + "spread": self.spread * state[key + "spread"] + (1 - self.spread) * off}
+            found |= self.after((params[name].detach() * gradient).abs(), name, prefix, state)
         return found
+
+    def after(self, felt: Tensor, name: str, prefix: str, state: State) -> State:
+        """The running means of what this name stands for, after a step that felt it so much."""
+        key = f"{prefix}|{name}|"
+        mean = self.mean * state[key + "mean"] + (1 - self.mean) * felt
+        off = (felt - mean).abs()
+        return {key + "mean": mean, key + "spread": self.spread * state[key + "spread"] + (1 - self.spread) * off}
 
     def score(self, name: str, prefix: str, state: State) -> Tensor:
         """The product of both means for each number of a tensor."""

@@ -58,17 +58,17 @@ class All:
 
 @dataclass(frozen=True)
 class ForEach:
-    """The rank for each of several ``experts``.
+    """The rank for each of several ``parts``: of experts, or of what a schedule has to choose from.
 
     >>> ForEach(3)(2, (3, 4))
     6
     """
 
-    experts: int
+    parts: int
 
     def __call__(self, rank: int, shape: tuple[int, int]) -> int:
         """The number."""
-        return self.experts * AsAsked()(rank, shape)
+        return self.parts * AsAsked()(rank, shape)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,14 @@ class Adapted(nn.Module):
         super().__init__()
         self.base, self.form, self.scale, self.roles = base, form, scale, dict(roles)
         self.dropout = nn.Dropout(dropout)
+        self.felt: Tensor | None = None  # the gradient of the whole update (m, n), added up while somebody asks for it
         self.untouched = False  # whether the module does for now what it did before it was adapted
-        for name, tensor in params.items():
-            if roles[name].trains:
-                self.register_parameter(name, nn.Parameter(tensor))
+        # In the order of the roles, wherever the tensors come from: gradients are clipped by a norm that is added up in this one.
+        for name, role in roles.items():
+            if role.trains:
+                self.register_parameter(name, nn.Parameter(params[name]))
             else:
-                self.register_buffer(name, tensor)
+                self.register_buffer(name, params[name])
         self._taken = None if taken is None else Blueprint.of(describe(taken))
         for name, tensor in ({} if taken is None else taken.tensors()).items():
             self.register_buffer(f"taken_{name}", tensor.detach().clone())
@@ -60,6 +62,11 @@ class Adapted(nn.Module):
     def update(self) -> Operator:
         """What is added to the weight of the base, the scale included."""
         return scaled(self.form.update(self.params), self.scale)
+
+    def feel(self, gradient: Tensor) -> None:
+        """Add a part of the gradient of the whole update to what has been felt."""
+        if self.felt is not None:
+            self.felt += gradient.detach()
 
     @property
     def taken(self) -> Operator | None:
@@ -117,7 +124,12 @@ class AdaptedLinear(Adapted):
                     for name, tensor in self.form.gate.moved(self.params, weights).items():
                         getattr(self, name).copy_(tensor)
             return y + (self.scale * update).to(y.dtype)
-        return y + apply_to_rows(self.update, self.dropout(inputs)).to(y.dtype)
+        dropped = self.dropout(inputs)
+        y = y + apply_to_rows(self.update, dropped).to(y.dtype)
+        if self.felt is not None and y.requires_grad:
+            rows = dropped.detach().flatten(0, -2)
+            y.register_hook(lambda gradient: self.feel(gradient.flatten(0, -2).to(rows.dtype).T @ rows))
+        return y
 
 
 class AdaptedConvolution(Adapted):
@@ -131,7 +143,10 @@ class AdaptedConvolution(Adapted):
             whole = base if self.taken is None else Sum((base, self.taken))
         else:
             whole = applied(self.form, base, self.params, self.scale)
-        weight = whole.dense().reshape(self.base.weight.shape)
+        dense = whole.dense()
+        if self.felt is not None and dense.requires_grad:
+            dense.register_hook(self.feel)
+        weight = dense.reshape(self.base.weight.shape)
         return self.base._conv_forward(x, weight.to(x.dtype), self.base.bias)
 
 

@@ -29,6 +29,10 @@ class Steps(TrainerCallback):
         self.wrapped, self.progress = wrapped, progress
         self.state = wrapped.begin()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """What the schedule wants to see of the step is kept."""
+        self.wrapped.watch(state.global_step + 1, state.max_steps)
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Once for each step of the optimiser, however many batches it takes; penalties are not clipped."""
         if self.wrapped.recipe.penalties:

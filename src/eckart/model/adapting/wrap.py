@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from eckart.adapters.forms import scaled
 from eckart.adapters.roles import FREE, Role
-from eckart.adapters.schedules import State
+from eckart.adapters.schedules import PRODUCT, State, Watching
 from eckart.adapters.seed import Pool, Seen
 from eckart.adapters.stored import Started
 from eckart.errors import EckartError
@@ -116,6 +116,17 @@ class Wrapped:
         """The state of the recipe's schedule before the first step."""
         return self.recipe.schedule.begin({name: adapter.params for name, adapter in self.adapters.items()})
 
+    def watch(self, step: int, steps: int) -> None:
+        """Have the gradients of whole updates kept, where the schedule wants those of this step; to be called before it begins.
+
+        While they are, each map holds one of the size of its weight.
+        """
+        schedule = self.recipe.schedule
+        wanted = isinstance(schedule, Watching) and schedule.watches(step, steps)
+        for adapter in self.adapters.values():
+            first = next(iter(adapter.params.values()))
+            adapter.felt = first.new_zeros(adapter.update.shape) if wanted else None
+
     def scheduled(self, step: int, steps: int, state: State) -> State:
         """What the schedule makes of the adapters after a step, counted from 1, of so many; its new state.
 
@@ -126,6 +137,9 @@ class Wrapped:
             name: {key: tensor.grad for key, tensor in table.items() if tensor.grad is not None}
             for name, table in params.items()
         }
+        for name, adapter in self.adapters.items():
+            if adapter.felt is not None:
+                gradients[name][PRODUCT] = adapter.felt
         state, written = self.recipe.schedule(step, steps, params, gradients, state)
         for name, tensors in written.items():
             for key, tensor in tensors.items():

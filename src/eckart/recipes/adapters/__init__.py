@@ -24,6 +24,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "lora-sb": products.lora_sb,
     "kasa": products.kasa,
     "adalora": products.adalora,
+    "increlora": products.increlora,
     "sorsa": products.sorsa,
     "svfit": products.svfit,
     "effort": products.effort,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from eckart.adapters.base import LessStart, LessTail
 from eckart.adapters.draws import Gaussian, Kaiming
 from eckart.adapters.forms import Band, Cored, Nested, Places, Residual, SparseMiddle, Spectral, Vectors
-from eckart.adapters.penalties import MiddleEnergy, Orthonormal, Outside, SameEnergy
+from eckart.adapters.growth import Grow
+from eckart.adapters.penalties import MiddleEnergy, OfActing, Orthonormal, Outside, SameEnergy
 from eckart.adapters.pick import BottomFirst
 from eckart.adapters.roles import FROZEN, Role
 from eckart.adapters.scale import Constant, OverRank
@@ -19,7 +20,7 @@ from eckart.adapters.sources import (
 )
 from eckart.adapters.split import Even, Outer
 from eckart.adapters.start import Start
-from eckart.adapters.width import All
+from eckart.adapters.width import All, ForEach
 from eckart.linalg import DEIM, Rarest
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.compression import Paper
@@ -112,6 +113,29 @@ def adalora(alpha: float = 16.0, target: float = 2 / 3, every: int = 10, gamma: 
         scale=OverRank(alpha),
         penalties=(Orthonormal(gamma / 2),),
         schedule=Prune(target=target, every=every),
+    )
+
+
+def increlora(alpha: float = 16.0, most: int = 2, every: int = 10, gamma: float = 0.1) -> Adapt:
+    """Three factors that begin with one direction each; those that the loss feels most get more, up to ``most`` times the rank."""
+    return Adapt(
+        paper=Paper(
+            "IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning",
+            "arXiv:2308.12043",
+            (
+                "tensors hold as many directions as a map may get from the start on; in the paper there is no such limit",
+                "as many maps get more at a time as an even rise of the total to the budget takes, which is met exactly",
+                "the divisor is the rank asked for at all times, so that growing does not shrink what has been learnt",
+                "the penalty is on all directions of a map that act, together; the released code has one for each insertion",
+                "new directions learn at the rate of all others, without a warm-up of their own",
+            ),
+        ),
+        form=Spectral(),
+        start=Start(Drawn(left=Gaussian(0.02), right=Gaussian(0.02))),
+        scale=OverRank(alpha),
+        width=ForEach(most),
+        penalties=(OfActing(Orthonormal(gamma / 2)),),
+        schedule=Grow(waiting=1 / (2 * most), target=1 / most, every=every),
     )
 
 
