@@ -35,6 +35,7 @@ from eckart.recipes.adapters import ADAPTERS
 from eckart.recipes.adapters.others import flora_tucker, flylora, moe_lora_riemannian, smt
 from eckart.recipes.adapters.pairs import RANDOM, lora, lora_ga, lora_plus, pissa
 from eckart.recipes.adapters.products import svft, vera
+from eckart.recipes.adapters.searched import autolora, diffora
 from eckart.stats import Need
 
 RANK = 6
@@ -48,7 +49,10 @@ MADE: dict[str, Callable[[], Adapt]] = {
     "flylora": lambda: flylora(active=3, share=0.5),
     "smt": lambda: smt(size=16),
     "moe-lora-riemannian": lambda: moe_lora_riemannian(experts=4, top=2),
+    "autolora": lambda: autolora(steps=3),
+    "diffora": lambda: diffora(steps=3, warm_up=1),
 }
+RANKED = ("eva", "autolora", "diffora")  # maps have ranks of their own, some may have none
 GATED = ("flylora", "moe-lora-riemannian")  # which directions act depends on the token
 OF_HIGH_RANK = ("svft", "dota", "smt", "full", "qdota")
 # Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
@@ -162,7 +166,7 @@ def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tm
     assert began < close if key not in CHANGED else began > 1e-2
     # Only what is declared trains, and as many numbers as the paper counts.
     formula = NUMBERS.get(key, lambda m, n, r: r * (m + n))
-    ranks = {name: len(adapter.right) if key == "eva" else RANK for name, adapter in made.adapters.items()}
+    ranks = {name: len(adapter.right) if key in RANKED else RANK for name, adapter in made.adapters.items()}
     shapes = [(*matrix_of(adapter.base).shape, ranks[name]) for name, adapter in made.adapters.items()]
     if key == "smt":  # as many blocks as the rank says for a weight, wherever they are
         count = len(targets_of(model_of(kind, shelf)))

@@ -202,7 +202,7 @@ def _trained(
     begun = read_begun(work)
     if begun is None:
         names = targets_of(model, task.only, task.exclude)
-        batches = _first_batches(examples[0], course, padding)
+        batches = _first_batches(examples[0], course, padding, task.recipe.batches)
         begun = begin_all(model, task.recipe, names, rank=task.rank, batches=batches, seed=course.seed)
         write_begun(work, begun)
     whole = () if task.labels is None else heads_of(model)
@@ -217,9 +217,9 @@ def _trained(
     return wrapped, trainer.state.log_history
 
 
-def _first_batches(examples: Sequence[Example], course: Course, padding: int) -> list[dict[str, Tensor]]:
-    """Batches that starts are measured on."""
-    drawn = torch.randperm(len(examples), generator=seeded(course.seed, "start")).tolist()[: 8 * course.batch]
+def _first_batches(examples: Sequence[Example], course: Course, padding: int, most: int) -> list[dict[str, Tensor]]:
+    """Batches that starts are measured on, ``most`` at most."""
+    drawn = torch.randperm(len(examples), generator=seeded(course.seed, "start")).tolist()[: most * course.batch]
     return [
         collate([examples[i].table for i in drawn[at : at + course.batch]], padding)
         for at in range(0, len(drawn), course.batch)

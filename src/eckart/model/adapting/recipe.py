@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from eckart.adapters.base import Base, Untouched
 from eckart.adapters.forms import Form
@@ -18,8 +18,24 @@ from eckart.adapters.schedules import Constant, Schedule
 from eckart.adapters.start import Start
 from eckart.adapters.stored import AsItIs, Stored
 from eckart.adapters.width import AsAsked, Width
+from eckart.model.adapting.observe import Batch
 from eckart.model.compression import Paper
 from eckart.stats import Need
+
+BATCHES = 8  # that starts are measured on
+
+
+class Ranks(Protocol):
+    """Gives maps their ranks by what it does with the model and batches; the model is afterwards as it was."""
+
+    @property
+    def batches(self) -> int:
+        """How many batches it wants."""
+
+    def __call__(
+        self, model: Any, names: Sequence[str], batches: Sequence[Batch], *, rank: int, scale: Scale, seed: int
+    ) -> Mapping[str, int]:
+        """The rank of each map, where one for all would be ``rank``; a map of rank 0 gets no adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +61,7 @@ class Adapt:
     rule: GradientRule = Plain()
     penalties: tuple[Penalty, ...] = ()
     outputs: tuple[OutputPenalty, ...] = ()
-    ranks: Redistribute | None = None
+    ranks: Redistribute | Ranks | None = None
     schedule: Schedule = Constant()
 
     def __post_init__(self) -> None:
@@ -57,7 +73,7 @@ class Adapt:
             raise ValueError("nothing would train: leave the role of one tensor free")
         self.rule.check(self.tensors)
         self.schedule.check(self.tensors)
-        if self.ranks is not None and not hasattr(self.start.source, "shares"):
+        if isinstance(self.ranks, Redistribute) and not hasattr(self.start.source, "shares"):
             raise ValueError(
                 f"ranks go by what directions explain, which {type(self.start.source).__name__} does not tell: leave ranks out"
             )
@@ -72,6 +88,13 @@ class Adapt:
     def tensors(self) -> Mapping[str, Role]:
         """All tensors and their roles."""
         return {**self.form.roles, **self.roles}
+
+    @property
+    def batches(self) -> int:
+        """How many batches of a text it is begun with."""
+        return (
+            BATCHES if self.ranks is None or isinstance(self.ranks, Redistribute) else max(BATCHES, self.ranks.batches)
+        )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from eckart.adapters.forms import scaled
+from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import FREE, Role
 from eckart.adapters.schedules import PRODUCT, State, Watching
 from eckart.adapters.seed import Pool, Seen
@@ -146,6 +147,14 @@ class Wrapped:
                 params[name][key].data.copy_(tensor)
         return state
 
+    def remove(self) -> Any:
+        """The model without adapters, with what was taken from its weights back in them; where nothing was it is bitwise as before."""
+        for name, adapter in self.adapters.items():
+            if adapter.taken is not None:
+                put_matrix(adapter.base, matrix_of(adapter.base).to(torch.float32) + adapter.taken.dense())
+            _put(self.model, name, adapter.base)
+        return self.model
+
     def merge(self) -> Any:
         """The model with every adapter merged into a plain weight, in the dtype that it had; the adapters are gone.
 
@@ -235,7 +244,7 @@ def begin_all(
     shapes = [shape_of(module) for module in modules.values()]
     pool = Pool((max(m for m, _ in shapes), max(n for _, n in shapes)), seeded(seed, "adapters"))
     begun: dict[str, Begun] = {}
-    ranks = _ranks(model, recipe, names, rank, batches)
+    ranks = _ranks(model, recipe, names, rank, batches, seed)
     for group in observe(model, names, recipe.needs, batches):
         for name, seen in ((name, seen) for name, seen in group.items() if ranks[name]):
             try:
@@ -296,10 +305,14 @@ def heads_of(model: Any) -> list[str]:
     return found
 
 
-def _ranks(model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: Sequence[Batch]) -> Mapping[str, int]:
+def _ranks(
+    model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: Sequence[Batch], seed: int
+) -> Mapping[str, int]:
     """The rank of each map; statistics are taken anew for it, so that not all of them are held."""
     if recipe.ranks is None:
         return dict.fromkeys(names, rank)
+    if not isinstance(recipe.ranks, Redistribute):
+        return recipe.ranks(model, names, batches, rank=rank, scale=recipe.scale, seed=seed)
     source: Any = recipe.start.source
     shares = {
         name: source.shares(seen)

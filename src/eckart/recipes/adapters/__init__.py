@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from eckart.model.adapting.recipe import Adapt
-from eckart.recipes.adapters import others, pairs, products, rounded
+from eckart.recipes.adapters import others, pairs, products, rounded, searched
 
 ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "full": others.full,
@@ -38,6 +38,8 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "vera": products.vera,
     "lora-pro": pairs.lora_pro,
     "allora": pairs.allora,
+    "autolora": searched.autolora,
+    "diffora": searched.diffora,
     "flora-tucker": others.flora_tucker,
     "dota": others.dota,
     "smt": others.smt,

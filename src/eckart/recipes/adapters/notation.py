@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eckart.adapters.base import LessStart, LessTail, Untouched
+from eckart.adapters.choosing import AboveShare, TopShare
 from eckart.adapters.draws import Gaussian, Kaiming, Level, SparseRows
 from eckart.adapters.forms import (
     Aligned,
@@ -17,6 +18,7 @@ from eckart.adapters.forms import (
     Gated,
     Nested,
     Pair,
+    Residual,
     Scattered,
     SparseMiddle,
     Spectral,
@@ -26,15 +28,18 @@ from eckart.adapters.forms import (
     Whole,
 )
 from eckart.adapters.gates import Router, TopRanks
+from eckart.adapters.growth import Grow
+from eckart.adapters.hypergradients import Direct, Unrolled
+from eckart.adapters.mixing import Simplex, Switch
 from eckart.adapters.outputs import Certainty, Correlation, Distance, Divergence, Spread
-from eckart.adapters.penalties import MiddleEnergy, Orthonormal
-from eckart.adapters.pick import Bottom, Crossed, Ends, Top
+from eckart.adapters.penalties import MiddleEnergy, OfActing, Orthonormal, Outside, SameEnergy
+from eckart.adapters.pick import Bottom, BottomFirst, Crossed, Ends, Top
 from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import Role
 from eckart.adapters.rules import Nearest, PerExpert, Plain, Preconditioned, Projected, RowsByLength, Unfree
 from eckart.adapters.scale import Constant, OverRank, OverRoot
 from eckart.adapters.schedules import Constant as Unchanged
-from eckart.adapters.schedules import Cubic, Freeze, Prune, Sensitivity
+from eckart.adapters.schedules import Cubic, Freeze, Prune, Sensitivity, Straight
 from eckart.adapters.sources import (
     Crossing,
     Drawn,
@@ -56,14 +61,16 @@ from eckart.approx import NormalFloat, RoundToNearest
 from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, Largest, LeadingVectors, PivotedQR, Rarest, RidgeVectors, Sampled, StrongRRQR
 from eckart.model.adapting.recipe import Adapt
+from eckart.model.adapting.search import Search
 from eckart.model.compression import Paper
 from eckart.model.files import shown
 from eckart.recipes.parts import check_setting, part_of, read_table
 from eckart.stats import ActivationScale, Covariance, Gram, RootMeanSquare
 from eckart.stats import Plain as PlainMetric
 
-FORMS = (Pair, Spectral, Cored, Nested, Vectors, SparseMiddle, Tucker, Train, Blocks, Whole)
+FORMS = (Pair, Spectral, Residual, Cored, Nested, Vectors, SparseMiddle, Tucker, Train, Blocks, Whole)
 DRAWS = (Kaiming, Gaussian, SparseRows, Level)
+PENALTIES = (Orthonormal, MiddleEnergy, OfActing, Outside, SameEnergy)
 RULES = (Plain, Projected, Preconditioned, PerExpert, RowsByLength)
 
 PARTS: Mapping[str, Mapping[str, type]] = {
@@ -86,7 +93,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
             OfTrain,
             OfBlocks,
         ),
-        "pick": (Top, Bottom, Ends, Crossed),
+        "pick": (Top, Bottom, BottomFirst, Ends, Crossed),
         "split": (Apart, Even, ToTheRight, Levelled, OneSided, Outer),
         **dict.fromkeys(("left", "middle", "core", "right", "draw", "within"), DRAWS),
         "metric": (PlainMetric, ActivationScale, RootMeanSquare, Gram, Covariance),
@@ -100,12 +107,17 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "rule": RULES,
         "PerExpert.of": RULES,
         "free": (Unfree, Nearest),
-        "penalties": (Orthonormal, MiddleEnergy),
+        "penalties": PENALTIES,
+        "OfActing.of": PENALTIES,
         "outputs": (Divergence, Distance, Certainty, Correlation, Spread),
-        "ranks": (Redistribute,),
+        "ranks": (Redistribute, Search),
+        "mixing": (Simplex, Switch),
+        "choose": (AboveShare, TopShare),
+        "gradient": (Direct, Unrolled),
         "allocate": (Uniform, Greedy),
-        "schedule": (Unchanged, Prune, Freeze),
+        "schedule": (Unchanged, Prune, Freeze, Grow),
         "budget": (Cubic,),
+        "Grow.budget": (Straight,),
         "score": (Sensitivity,),
     }.items()
 }
