@@ -30,7 +30,7 @@ from eckart.adapters.forms import (
 from eckart.adapters.gates import Router, TopRanks
 from eckart.adapters.growth import Grow
 from eckart.adapters.hypergradients import Direct, Unrolled
-from eckart.adapters.mixing import Simplex, Switch
+from eckart.adapters.mixing import InGroup, Simplex, Switch
 from eckart.adapters.outputs import Certainty, Correlation, Distance, Divergence, Spread
 from eckart.adapters.penalties import MiddleEnergy, OfActing, Orthonormal, Outside, SameEnergy
 from eckart.adapters.pick import Bottom, BottomFirst, Crossed, Ends, Top
@@ -111,7 +111,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "OfActing.of": PENALTIES,
         "outputs": (Divergence, Distance, Certainty, Correlation, Spread),
         "ranks": (Redistribute, Search),
-        "mixing": (Simplex, Switch),
+        "mixing": (Simplex, Switch, InGroup),
         "choose": (AboveShare, TopShare),
         "gradient": (Direct, Unrolled),
         "allocate": (Uniform, Greedy),
