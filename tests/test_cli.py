@@ -58,6 +58,7 @@ OPTIONS: dict[str, set[str]] = {
     "lora add": {
         "--output", "-o", "--weights", "--rank", "--energy", "--error", "--bytes", "--uniform", "--alpha", "--json",
     },
+    "lora lift": {"--from", "--to", "--output", "-o", "--uniform", "--alpha", "--json"},
     "merge-adapter": {"--output", "-o", "--alpha", "--restart", "--json"},
     "recipes": {"--json"},
     "demo": {"--output", "-o", "--keep"},

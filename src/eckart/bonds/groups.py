@@ -23,7 +23,7 @@ def crossing_of_groups(
     weight = tensors[reader.weight]
     seen = moments.get(reader.name)
     moment = None if seen is None or seen.gram is None else seen.gram / max(1, seen.count)
-    return Crossing((), weight.T if reader.outputs else weight, moment, _entries(heads))
+    return Crossing((), weight.T if reader.outputs else weight, moment, entries_of(heads))
 
 
 def without_groups(
@@ -34,7 +34,7 @@ def without_groups(
     Raises ``ValueError`` for a projection that does not select whole groups.
     """
     assert projection.kept is not None
-    there = torch.isin(_entries(heads), projection.kept)
+    there = torch.isin(entries_of(heads), projection.kept)
     if not torch.equal(there.any(1), there.all(1)):
         raise ValueError("groups of heads stay or go whole")
     reader = _reader(graph, heads)
@@ -64,6 +64,6 @@ def _read(head: Head) -> list[End]:
     return [end for end in head.values if end.reads]
 
 
-def _entries(heads: Sequence[Head]) -> Tensor:
+def entries_of(heads: Sequence[Head]) -> Tensor:
     """The inputs of the reader that are those of each group (g, s)."""
     return torch.stack([torch.cat([torch.arange(end.start, end.stop) for end in _read(head)]) for head in heads])

@@ -108,6 +108,8 @@ def print_tuned(done: Tuned) -> None:
     console = show.out()
     share = show.percent(done.numbers / done.parameters)
     console.print(f"{done.numbers:,} numbers trained beside {done.parameters:,} of the model ({share})")
+    if done.within < 1:
+        console.print(f"trained within a smaller model of {show.percent(done.within)} of the bytes, and lifted")
     if done.own is None:
         ranks = sorted(set(done.ranks.values()))
         told = " to ".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0})
@@ -141,4 +143,5 @@ def tuned_json(done: Tuned) -> dict[str, Any]:
         "left_out": dict(done.left_out),
         "own": done.own,
         "rounded": {name: list(errors) for name, errors in done.rounded.items()},
+        "within": done.within,
     }

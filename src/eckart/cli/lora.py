@@ -191,6 +191,27 @@ def add(
     _written(made.adapter, made.bounds, output, uniform=uniform, json=json, before=both)
 
 
+def lift(
+    adapter: Place,
+    small: Annotated[str, typer.Option("--from", help="The narrower model that it was trained on.")],
+    base: Annotated[str, typer.Option("--to", help="The model that this was made from.")],
+    output: Output,
+    uniform: Uniform = False,
+    alpha: Alpha = None,
+    json: Json = False,
+) -> None:
+    """Make of an adapter of a model without some of its units one of the whole model, which does the same to what was left.
+
+    Example: eckart lora lift ./adapter --from ./small --to ./model -o ./lifted
+    """
+    from eckart.model.output import check_free
+    from eckart.model.surgery import lift as lifted
+    from eckart.model.surgery import read
+
+    check_free(output)
+    _written(lifted(read(adapter, alpha=alpha), small, base), {}, output, uniform=uniform, json=json)
+
+
 def merge(
     base: Model,
     adapter: Place,

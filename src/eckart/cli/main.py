@@ -50,11 +50,14 @@ bench = typer.Typer(no_args_is_help=True, help="Time what this machine does.")
 bench.command("layers")(commands.bench_layers)
 app.add_typer(bench, name="bench")
 app.command("merge-adapter")(lora.merge)
-adapters = typer.Typer(no_args_is_help=True, help="Resize, extract, inspect and add LoRA adapters, by their factors.")
+adapters = typer.Typer(
+    no_args_is_help=True, help="Resize, extract, inspect, add and lift LoRA adapters, by their factors."
+)
 adapters.command("resize")(lora.resize)
 adapters.command("extract")(lora.extract)
 adapters.command("inspect")(lora.inspect)
 adapters.command("add")(lora.add)
+adapters.command("lift")(lora.lift)
 app.add_typer(adapters, name="lora")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Tuned:
     Losses are nats per token, or per text of a classifier. ``left_out`` is what an export that is not exact leaves of each map's
     change, as a share of its norm, and ``rounded`` what base and start left of each map's weight after each sweep, likewise, where it was
     rounded: the rounded model lies in ``folder / "base"`` then. ``own`` says why it was kept in a form of its own, where no LoRA of
-    the rank allowed does the same.
+    the rank allowed does the same. ``within`` are the bytes of the weights of the model that was trained in, as a share of the model's.
     """
 
     folder: Path
@@ -55,6 +55,7 @@ class Tuned:
     left_out: Mapping[str, float] = field(default_factory=dict)
     own: str | None = None
     rounded: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    within: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +121,15 @@ def tune(
     task = Task(model=folder, data=Path(data), recipe=recipe, rank=rank, **parts)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
     records = read_records(task.data, labelled=labels is not None)
-    examples = _divided(examples_of(records, tokenizer, window_length(folder, course.length)), course)
+    length = window_length(folder, course.length)
+    examples = _divided(examples_of(records, tokenizer, length), course)
     _open(work, task.told(course), restart=restart)
     if not finished:
+        inner = recipe.within.model(folder, work, records, length=length, seed=course.seed, progress=progress)
+        task = replace(task, model=inner)
         wrapped, losses = _trained(work, task, course, examples, tokenizer.pad_token_id or 0, progress)
         done, own = _stored(wrapped, work / "adapter", out, Checkpoint(folder), export_rank, uniform=uniform)
+        recipe.within.bring_back(work / "adapter", inner, model)
         write_json(
             work / DONE,
             {
@@ -136,6 +141,7 @@ def tune(
                 "rounded": {name: list(errors) for name, errors in wrapped.rounded.items()},
                 "left_out": {name: bound.achieved / bound.scale for name, bound in done.bounds.items() if bound.scale},
                 "own": own,
+                "within": Checkpoint(inner).weight_bytes() / Checkpoint(folder).weight_bytes(),
             },
         )
         move_into_place(work / "adapter", out)

@@ -19,6 +19,7 @@ from eckart.adapters.start import Start
 from eckart.adapters.stored import AsItIs, Stored
 from eckart.adapters.width import AsAsked, Width
 from eckart.model.adapting.observe import Batch
+from eckart.model.adapting.within import Itself, Within
 from eckart.model.compression import Paper
 from eckart.stats import Need
 
@@ -45,7 +46,7 @@ class Adapt:
 
     ``roles`` replaces those of the form where a recipe has others, ``rule`` changes gradients before an optimiser sees them,
     ``penalties`` on tensors and on ``outputs`` are added to the loss. ``ranks`` differ from map to map, and a ``schedule`` changes them
-    while they train.
+    while they train. What they train ``within`` may be a smaller model.
 
     Raises ``ValueError`` where parts do not fit each other.
     """
@@ -63,6 +64,7 @@ class Adapt:
     outputs: tuple[OutputPenalty, ...] = ()
     ranks: Redistribute | Ranks | None = None
     schedule: Schedule = Constant()
+    within: Within = Itself()
 
     def __post_init__(self) -> None:
         self.form.check(self.start.gives)
@@ -73,6 +75,7 @@ class Adapt:
             raise ValueError("nothing would train: leave the role of one tensor free")
         self.rule.check(self.tensors)
         self.schedule.check(self.tensors)
+        self.within.check(self.form)
         if isinstance(self.ranks, Redistribute) and not hasattr(self.start.source, "shares"):
             raise ValueError(
                 f"ranks go by what directions explain, which {type(self.start.source).__name__} does not tell: leave ranks out"

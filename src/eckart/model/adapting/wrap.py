@@ -34,6 +34,7 @@ from eckart.model.adapting.modules import (
 from eckart.model.adapting.observe import Batch, observe
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.records import MASKED
+from eckart.model.adapting.within import Itself
 from eckart.model.linear import OperatorLinear
 from eckart.model.run import seeded
 from eckart.model.skeleton import block_names
@@ -229,8 +230,12 @@ def wrap(
     activations or gradients are measured on. The model is changed in place.
 
     Raises ``EckartError`` for a pattern that fits nothing, naming what is near, for a rank that a map is too small for, where batches are
-    missing, and where nothing is left to adapt.
+    missing, where nothing is left to adapt, and for a recipe that trains within a smaller model.
     """
+    if recipe.within != Itself():
+        raise EckartError(
+            "adapters of this recipe train within a smaller model, which is made of files: take tune (eckart adapt)"
+        )
     names = targets_of(model, only, exclude)
     begun = begin_all(model, recipe, names, rank=rank, batches=batches, seed=seed)
     return install(model, recipe, begun, rank=rank, whole=whole, dropout=dropout)

@@ -1,9 +1,10 @@
-"""Surgery on adapters: read, resize, extract, inspect, add and merge them, by their factors and with bounds."""
+"""Surgery on adapters: read, resize, extract, inspect, add, lift and merge them, by their factors and with bounds."""
 
 from eckart.model.surgery.adapter import Adapter, Convolution, Embedding, Layer, Linear
 from eckart.model.surgery.combine import combine
 from eckart.model.surgery.extract import Extracted, Left, Map, differences, extract
 from eckart.model.surgery.inspect import Beside, LayerRow, intruding, look
+from eckart.model.surgery.lift import lift
 from eckart.model.surgery.merge import merge
 from eckart.model.surgery.reading import read
 from eckart.model.surgery.resize import Resized, resize
@@ -33,6 +34,7 @@ __all__ = [
     "differences",
     "extract",
     "intruding",
+    "lift",
     "look",
     "merge",
     "read",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from eckart.model.adapting.recipe import Adapt
-from eckart.recipes.adapters import others, pairs, products, rounded, searched
+from eckart.recipes.adapters import others, pairs, products, rounded, searched, smaller
 
 ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "full": others.full,
@@ -50,4 +50,6 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "qpissa": rounded.qpissa,
     "qdota": rounded.qdota,
     "loftq": rounded.loftq,
+    "loram": smaller.loram,
+    "loram-width": smaller.loram_width,
 }
