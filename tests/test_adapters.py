@@ -29,7 +29,8 @@ from eckart.model.adapting.export import difference, export
 from eckart.model.adapting.modules import Adapted, matrix_of
 from eckart.model.adapting.observe import observe
 from eckart.model.adapting.recipe import Adapt
-from eckart.model.adapting.wrap import Wrapped, targets_of, wrap
+from eckart.model.adapting.wrap import targets_of, wrap
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.compression import Paper
 from eckart.recipes.adapters import ADAPTERS
 from eckart.recipes.adapters.others import flora_tucker, flylora, moe_lora_riemannian, smt

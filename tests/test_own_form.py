@@ -147,7 +147,10 @@ def test_full_fine_tuning_is_that_of_the_weights(shelf: dict[str, Path]) -> None
 def test_every_recipe_composes_from_its_own_description(key: str) -> None:
     made = SMALL[key]()
     again = compose_adapter(json.loads(json.dumps(made.describe())), "here")
-    assert replace(again, paper=made.paper) == made
+    assert again.describe() == made.describe()
+    assert (
+        replace(again, paper=made.paper, within=made.within) == made
+    )  # where the smaller model's recipe tells of no paper
 
 
 RECIPE = """

@@ -15,7 +15,8 @@ from eckart.model.adapting.engine import Tuned, tune
 from eckart.model.adapting.export import Exported, export
 from eckart.model.adapting.own import is_own
 from eckart.model.adapting.recipe import Adapt
-from eckart.model.adapting.wrap import Wrapped, wrap
+from eckart.model.adapting.wrap import wrap
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.progress import Progress, quiet
 from eckart.recipes.adapters import ADAPTERS as RECIPES
 from eckart.recipes.adapters.notation import compose_adapter, read_adapter_recipe

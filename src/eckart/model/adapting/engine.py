@@ -22,7 +22,8 @@ from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.records import Example, collate, examples_of, read_records
 from eckart.model.adapting.rounded import BASE
 from eckart.model.adapting.trainer import AdapterTrainer, newest
-from eckart.model.adapting.wrap import Wrapped, begin_all, heads_of, install, targets_of
+from eckart.model.adapting.wrap import begin_all, heads_of, install, targets_of
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.checkpoint import Checkpoint, resolve
 from eckart.model.evaluate import load
 from eckart.model.files import make_folder, read_json, sha256_of, write_json

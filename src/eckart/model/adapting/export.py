@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters.forms import Directed, Pair, scaled
@@ -18,9 +18,9 @@ from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
 from eckart.model.adapting.modules import CONVOLUTIONS, Adapted, NoLoraError, check_is_matrix
 from eckart.model.adapting.rounded import BASE, write_base
-from eckart.model.adapting.wrap import Wrapped
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.linear import OperatorLinear
-from eckart.model.surgery.adapter import Adapter, Convolution, Layer, Linear
+from eckart.model.surgery.adapter import Adapter, Convolution, Embedding, Layer, Linear
 from eckart.model.surgery.writing import aside, brought_to_one_rank, put_into
 from eckart.operator import Factors, Operator, Sum
 
@@ -109,7 +109,7 @@ def difference(adapter: Adapted) -> Operator:
 def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound | None]:
     """A module's adapter in PEFT's terms, and the bound of what it leaves out where it is a truncation."""
     check_is_matrix(adapter.form, adapter.params)
-    whole, scale, kind = difference(adapter), adapter.scale, _kind(adapter)
+    whole = difference(adapter)
     if isinstance(adapter.form, Directed):
         if not isinstance(adapter.form.of, Pair) or adapter.taken is not None:
             raise NoLoraError(
@@ -119,25 +119,29 @@ def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound
             raise NoLoraError(
                 f"{name}: PEFT can't measure the rows of a weight that is stored as an operator: merge the adapter, or leave lengths out"
             )
-        return Layer(*_both(whole), scale, kind, adapter.params[LENGTHS].detach()), None
+        return _layer(adapter, *_both(whole), adapter.params[LENGTHS].detach()), None
     if isinstance(whole, Factors):
         # Directions that a schedule has set to zero are not stored, unless there are no others.
         there = (whole.left.abs().amax(0) > 0) & (whole.right.abs().amax(1) > 0)
         there |= not bool(there.any())
-        return Layer(whole.left[:, there], whole.right[there], scale, kind), None
+        return _layer(adapter, whole.left[:, there], whole.right[there]), None
     found = low_rank_form(whole)
     if found is not None:
         left, right = _both(_least(found))
-        return Layer(left.float(), right.float(), scale, kind), None
+        return _layer(adapter, left.float(), right.float()), None
     if rank is None:
         raise NoLoraError(f"{name}: the change of its weight is of no low rank; say to which one it shall be brought")
     fit = truncated_svd(whole, min(rank, *whole.shape), accuracy=0.0, dtype=torch.float32)
-    return Layer(*_both(fit.op), scale, kind), fit.bounds[0]
+    return _layer(adapter, *_both(fit.op)), fit.bounds[0]
 
 
-def _kind(adapter: Adapted) -> Linear:
+def _layer(adapter: Adapted, left: Tensor, right: Tensor, lengths: Tensor | None = None) -> Layer:
+    """Factors as PEFT has them: those of an embedding are of the map (width, entries)."""
     base = adapter.base
-    return Convolution(tuple(base.weight.shape[1:])) if isinstance(base, CONVOLUTIONS) else Linear()
+    if isinstance(base, nn.Embedding):
+        return Layer(right.T, left.T, adapter.scale, Embedding(), lengths)
+    kind = Convolution(tuple(base.weight.shape[1:])) if isinstance(base, CONVOLUTIONS) else Linear()
+    return Layer(left, right, adapter.scale, kind, lengths)
 
 
 def _least(product: Factors) -> Factors:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from eckart.errors import EckartError
-from eckart.model.adapting.wrap import Begun, Wrapped
+from eckart.model.adapting.wrap import Begun
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.files import read_json, write_json
 from eckart.model.tensorfile import TensorFile, write_all
 from eckart.operator import Blueprint, Operator, Record, describe

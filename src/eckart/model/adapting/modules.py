@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters.forms import Directed, Form, Gated, applied, scaled
 from eckart.adapters.roles import Role
 from eckart.errors import EckartError
-from eckart.model.linear import OperatorLinear, apply_to_rows
-from eckart.operator import Blueprint, Dense, Operator, Sum, describe
+from eckart.model.linear import OperatorEmbedding, OperatorLinear, apply_to_rows
+from eckart.operator import Blueprint, Dense, Factors, Operator, Sum, describe
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-ADAPTABLE = (nn.Linear, Conv1D, *CONVOLUTIONS)  # an OperatorLinear is a Linear
+# An OperatorLinear is a Linear, an OperatorEmbedding an Embedding.
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS)
 PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes of weights that are what they say
 PACKED = "qweight"  # what modules call their weight that hold it packed and are no Linear
 
@@ -150,17 +152,60 @@ class AdaptedConvolution(Adapted):
         return self.base._conv_forward(x, weight.to(x.dtype), self.base.bias)
 
 
+class AdaptedEmbedding(Adapted):
+    """``base(ids)`` and the rows of ``scale update`` of these ids, the table being a matrix (entries, width) with an adapter.
+
+    What the base multiplies its rows with (Gemma's ``embed_scale``) multiplies those as well. Nothing drops out.
+    """
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The rows of ids (…), (…, width)."""
+        y: Tensor = self.base(ids)
+        added = self.taken if self.untouched else self.update
+        if added is None:
+            return y
+        rows = rows_of(added, ids, self.base.padding_idx)
+        return y + (rows * getattr(self.base, "embed_scale", 1.0)).to(y.dtype)
+
+
+def rows_of(op: Operator, ids: Tensor, padding: int | None = None) -> Tensor:
+    """Rows (…, n) of an operator (m, n) by their indices (…); no gradient goes to the row ``padding``."""
+    if isinstance(op, Factors):
+        return F.embedding(ids, op.left, padding) @ op.right
+    return F.embedding(ids, op.dense(), padding)
+
+
+def kind_for(module: nn.Module) -> type[AdaptedLinear | AdaptedConvolution | AdaptedEmbedding]:
+    """What stands in the place of a module of this kind."""
+    if isinstance(module, nn.Embedding):
+        return AdaptedEmbedding
+    return AdaptedConvolution if isinstance(module, CONVOLUTIONS) else AdaptedLinear
+
+
+def check_takes(module: nn.Module, form: Form) -> None:
+    """Raise ``ValueError`` for a form that an embedding has no place for."""
+    if isinstance(module, nn.Embedding) and isinstance(form, Directed | Gated):
+        told = (
+            "lengths, which rows of an embedding have for tokens"
+            if isinstance(form, Directed)
+            else "inputs, of which there are none"
+        )
+        raise ValueError(
+            f"it is an embedding, and {type(form).__name__} goes by {told}: leave it out with exclude, or take lora"
+        )
+
+
 def operator_of(module: Any) -> Operator:
     """The map of a module (outputs, inputs) as an operator."""
     return module.operator if isinstance(module, OperatorLinear) else Dense(matrix_of(module))
 
 
 def matrix_of(module: Any) -> Tensor:
-    """The weight of a module as a matrix (outputs, inputs), sharing storage where it is dense.
+    """The weight of a module as a matrix (outputs, inputs), of an embedding (entries, width), sharing storage where it is dense.
 
     Raises ``EckartError`` where another library has packed it.
     """
-    if isinstance(module, OperatorLinear):
+    if isinstance(module, OperatorLinear | OperatorEmbedding):
         return module.operator.dense()
     packed = why_packed(module)
     if packed is not None:
@@ -178,7 +223,12 @@ def is_adaptable(module: Any) -> bool:
 
 
 def shape_of(module: Any) -> tuple[int, int]:
-    """Outputs and inputs of a module, whatever its weight is stored as; those of a convolution are behind its outputs."""
+    """Outputs and inputs of a module, whatever its weight is stored as; those of a convolution are behind its outputs.
+
+    Of an embedding entries and width.
+    """
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
     if isinstance(module, CONVOLUTIONS):
         return len(module.weight), module.weight[0].numel()
     if isinstance(module, Conv1D):
@@ -190,7 +240,7 @@ def shape_of(module: Any) -> tuple[int, int]:
 def why_packed(module: Any) -> str | None:
     """Why the weight of a module can't be read as a matrix, ``None`` where it can: it is a code of some other library's."""
     weight = getattr(module, "weight", None)
-    if isinstance(module, (OperatorLinear, *CONVOLUTIONS)):
+    if isinstance(module, (OperatorLinear, OperatorEmbedding, *CONVOLUTIONS)):
         return None
     if isinstance(weight, Tensor) and weight.dtype in PLAIN and type(weight.data) is Tensor:
         return None

@@ -40,6 +40,11 @@ def observe(
         raise EckartError(
             f"{convolutions[0]} is a convolution, of whose inputs no moments are taken: leave it out with exclude"
         )
+    embeddings = [name for name in names if isinstance(model.get_submodule(name), nn.Embedding)]
+    if embeddings and needs - {Need.GRADIENTS}:
+        raise EckartError(
+            f"{embeddings[0]} is an embedding, which has no inputs to take moments of: leave it out with exclude"
+        )
     packed = {name: why for name in names if (why := why_packed(model.get_submodule(name))) is not None}
     if packed and Need.GRADIENTS in needs:
         name, why = next(iter(packed.items()))

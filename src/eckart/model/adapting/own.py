@@ -16,7 +16,8 @@ from eckart.errors import EckartError
 from eckart.model.adapting.kept import begun_of, laid_out
 from eckart.model.adapting.modules import CONVOLUTIONS, check_is_matrix, is_adaptable, operator_of, shape_of
 from eckart.model.adapting.recipe import Adapt
-from eckart.model.adapting.wrap import Begun, Wrapped, install
+from eckart.model.adapting.wrap import Begun, install
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.files import make_folder, read_json, sha256_of, write_json
 from eckart.model.progress import Progress, quiet
 from eckart.model.rewrite import check_place

@@ -20,7 +20,7 @@ from eckart.adapters.stored import AsItIs, Stored
 from eckart.adapters.width import AsAsked, Width
 from eckart.model.adapting.observe import Batch
 from eckart.model.adapting.within import Itself, Within
-from eckart.model.compression import Paper
+from eckart.model.compression import Narrow, Paper
 from eckart.stats import Need
 
 BATCHES = 8  # that starts are measured on
@@ -116,6 +116,8 @@ def _told(value: Any) -> Any:
     """A part as a table of its settings without those that there are none of."""
     if isinstance(value, tuple):
         return [_told(part) for part in value]
+    if isinstance(value, Narrow):
+        return value.describe()
     if not is_dataclass(value):
         return value
     told = {f.name: _told(getattr(value, f.name)) for f in fields(value) if getattr(value, f.name) is not None}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import EckartError
-from eckart.model.adapting.wrap import Wrapped
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.entries import entry_of
 from eckart.model.linear import OperatorLinear
 from eckart.model.quantizer import METHOD, OperatorCheckpoint

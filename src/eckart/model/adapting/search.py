@@ -25,7 +25,8 @@ from eckart.adapters.start import Start
 from eckart.errors import EckartError
 from eckart.model.adapting.observe import Batch
 from eckart.model.adapting.recipe import Adapt
-from eckart.model.adapting.wrap import Wrapped, begin_all, install
+from eckart.model.adapting.wrap import begin_all, install
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.compression import Paper
 from eckart.model.skeleton import block_names
 

@@ -14,7 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from eckart.model.adapting.kept import put_state, state_of
 from eckart.model.adapting.records import Example, collate
-from eckart.model.adapting.wrap import Wrapped
+from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.files import written_whole
 from eckart.model.progress import Progress, quiet
 from eckart.model.tensorfile import TensorFile, write_all

@@ -62,8 +62,10 @@ from eckart.errors import EckartError
 from eckart.linalg import DEIM, Entries, Largest, LeadingVectors, PivotedQR, Rarest, RidgeVectors, Sampled, StrongRRQR
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.search import Search
-from eckart.model.compression import Paper
+from eckart.model.adapting.within import Smaller
+from eckart.model.compression import Narrow, Paper
 from eckart.model.files import shown
+from eckart.recipes.notation import compose
 from eckart.recipes.parts import check_setting, part_of, read_table
 from eckart.stats import ActivationScale, Covariance, Gram, RootMeanSquare
 from eckart.stats import Plain as PlainMetric
@@ -123,6 +125,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
 }
 SEVERAL = ("penalties", "outputs")  # of which a recipe may have any number
 ONE = ("form", "start", "base", "stored", "scale", "width", "rule", "ranks", "schedule")
+WITHIN = ("part", "narrow", "keep")  # what is told of a smaller model, ``narrow`` as a recipe of bonds
 
 
 def read_adapter_recipe(path: Path) -> Adapt:
@@ -151,10 +154,11 @@ def compose_adapter(table: Mapping[str, Any], origin: str) -> Adapt:
     >>> compose_adapter(table, "example").start.source
     OrthogonalTriangular()
     """
-    unknown = sorted(set(table) - {*ONE, *SEVERAL, "roles"})
+    unknown = sorted(set(table) - {*ONE, *SEVERAL, "roles", "within"})
     if unknown:
         raise EckartError(
-            f"{origin}: unknown entry {shown(unknown[0])}; a recipe of adapters has {', '.join(ONE)}, {', '.join(SEVERAL)} and roles"
+            f"{origin}: unknown entry {shown(unknown[0])}; a recipe of adapters has {', '.join(ONE)}, {', '.join(SEVERAL)}, roles "
+            "and within"
         )
     given: dict[str, Any] = {
         role: part_of(PARTS, role, table.get(role), origin)
@@ -166,8 +170,24 @@ def compose_adapter(table: Mapping[str, Any], origin: str) -> Adapt:
         if not isinstance(entries, list):
             raise EckartError(f"{origin}: {role} is a list of parts: write [[{role}]]")
         given[role] = tuple(part_of(PARTS, role, entry, origin) for entry in entries)
+    if "within" in table:
+        given["within"] = _within(table["within"], f"{origin}: [within]")
     try:
         return Adapt(paper=Paper(f"composed in {Path(origin).name}", ""), roles=_roles(table, origin), **given)
+    except ValueError as error:
+        raise EckartError(f"{origin}: {error}") from error
+
+
+def _within(table: Any, origin: str) -> Smaller:
+    keep = table.get("keep") if isinstance(table, Mapping) else None
+    if not isinstance(table, Mapping) or set(table) != set(WITHIN) or table["part"] != Smaller.__name__:
+        raise EckartError(f'{origin} has part = "Smaller", keep, and narrow, a recipe of bonds')
+    narrow = compose(table["narrow"], origin) if isinstance(table["narrow"], Mapping) else None
+    if not isinstance(narrow, Narrow):
+        raise EckartError(f"{origin}: narrow is a recipe of bonds, with hidden or groups")
+    check_setting(f"{origin}: keep", keep, 0.5)
+    try:
+        return Smaller(narrow, float(table["keep"]))
     except ValueError as error:
         raise EckartError(f"{origin}: {error}") from error
 
