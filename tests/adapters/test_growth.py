@@ -81,6 +81,8 @@ def test_directions_are_added_where_the_loss_feels_most() -> None:
             felt = float(felt) / math.sqrt(m * n)
             mean[name] = 0.85 * mean[name] + 0.15 * felt
             spread[name] = 0.7 * spread[name] + 0.3 * abs(felt - mean[name])
+            score = float(schedule.score.score(PRODUCT, name, state))
+            assert score == pytest.approx(mean[name] * spread[name], rel=1e-4, abs=1e-12)
         budget = 4 + 12 * max(0, min(step, 28) - 4) // 24
         if step % 3 == 0 or step >= 28:
             for name in sorted(SHAPES, key=lambda name: -mean[name] * spread[name]):
