@@ -116,7 +116,7 @@ def corda(alpha: float | None = None, damping: float = 0.01) -> Adapt:
             "arXiv:2406.05223",
             (
                 "U^T W over the singular values in place of V^T times an inverse: the same where the moment has one",
-                "samples are not divided by their largest entry",
+                "all tokens count alike; the released code divides those of a text by its largest entry",
                 "a hundredth of the mean energy is added to the diagonal once; the released code doubles it until an inverse is accurate",
             ),
         ),
@@ -146,6 +146,7 @@ def eva(alpha: float = 16.0, most: float = 2.0, *, centred: bool = True) -> Adap
             "arXiv:2410.07170",
             (
                 "directions are those of all inputs seen, exactly; the paper updates them batch by batch until they settle",
+                "tokens of which no loss is taken count as well; the released code leaves them out",
                 "the scale stays that of the rank asked for, whatever rank a map gets, as in the released code",
             ),
         ),
