@@ -42,8 +42,8 @@ from eckart.stats import Need
 RANK = 6
 KINDS = ("llama", "gpt2", "bert")
 ROUNDED = ("qlora", "qpissa", "qdota", "loftq")  # their exports fit the rounded model that is written beside them
-# Their starts change the model: by what the truncated base lacks, by the first step of training, and by rounding.
-CHANGED = ("kasa", "lora-sb", *ROUNDED)
+# Their starts change the model: by what the truncated base or the factors lack, by the first step of training, and by rounding.
+CHANGED = ("kasa", "lora-sb", "semi-nmf-embeddings", *ROUNDED)
 # Small enough for the models here.
 MADE: dict[str, Callable[[], Adapt]] = {
     **ADAPTERS,
@@ -55,7 +55,7 @@ MADE: dict[str, Callable[[], Adapt]] = {
 }
 RANKED = ("eva", "autolora", "diffora")  # maps have ranks of their own, some may have none
 GATED = ("flylora", "moe-lora-riemannian")  # which directions act depends on the token
-OF_HIGH_RANK = ("svft", "dota", "smt", "full", "qdota")
+OF_HIGH_RANK = ("svft", "dota", "smt", "full", "qdota", "semi-nmf-embeddings")
 SMALLER = ("loram", "loram-width")  # they train within a model that is made of files: tests/test_lifting.py
 # Columns and rows around an inverse: what goes through them is larger than what comes out, and is computed in float32.
 LARGE_INSIDE = ("nlora", "inttune")
@@ -93,6 +93,7 @@ NUMBERS: dict[str, Callable[[int, int, int], int]] = {
     "qdota": numbers_of_train,
     "aflora": lambda m, n, r: r * (m + n) + m + r,
     "flylora": lambda m, n, r: r * m,
+    "semi-nmf-embeddings": lambda m, n, r: r * m,
     "moe-lora-riemannian": lambda m, n, r: 4 * (r * (m + n) + n),
 }
 

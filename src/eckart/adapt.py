@@ -15,6 +15,7 @@ from eckart.model.adapting.engine import Tuned, tune
 from eckart.model.adapting.export import Exported, export
 from eckart.model.adapting.own import is_own
 from eckart.model.adapting.recipe import Adapt
+from eckart.model.adapting.transfer import Transferred, overlap, transfer
 from eckart.model.adapting.wrap import wrap
 from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.progress import Progress, quiet
@@ -26,6 +27,7 @@ __all__ = [
     "Adapt",
     "Course",
     "Exported",
+    "Transferred",
     "Tuned",
     "Wrapped",
     "attach",
@@ -33,6 +35,8 @@ __all__ = [
     "find_recipe",
     "is_own",
     "merge",
+    "overlap",
+    "transfer",
     "tune",
     "wrap",
 ]

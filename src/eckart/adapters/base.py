@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from eckart.adapters.pick import Bottom
 from eckart.adapters.sources import components
 from eckart.metric import Metric
-from eckart.operator import Factors, Operator
+from eckart.operator import Dense, Factors, Operator
 
 
 class Base(Protocol):
@@ -37,6 +37,15 @@ class LessStart:
     def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
         """The update."""
         return begun
+
+
+@dataclass(frozen=True)
+class LessAll:
+    """The whole weight is taken: what trains stands in its place."""
+
+    def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
+        """The weight."""
+        return Dense(weight.detach().clone())
 
 
 @dataclass(frozen=True)

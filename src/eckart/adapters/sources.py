@@ -13,7 +13,7 @@ from eckart.adapters.forms.blocks import block_means
 from eckart.adapters.pick import Pick
 from eckart.adapters.seed import CORE, CORES, LEFT, MIDDLE, PLACES, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
-from eckart.linalg import ACCURACY, qr, symmetric_eigen, tensor_train, truncated_svd
+from eckart.linalg import ACCURACY, qr, semi_nmf, symmetric_eigen, tensor_train, truncated_svd
 from eckart.metric import Metric
 from eckart.operator import Factors, TensorTrain
 from eckart.stats import MetricRule, Need, Plain
@@ -226,6 +226,28 @@ class OrthogonalTriangular:
         q, r = qr(seen.weight)
         left, right = pick(rank, len(r))
         return Seed(left=q[:, left], right=r[right])
+
+
+@dataclass(frozen=True)
+class OfSemiNonnegative:
+    """Factors F and G near the weight, G without negative entries: a semi-nonnegative factorisation.
+
+    >>> from eckart.adapters.pick import Top
+    >>> seed = OfSemiNonnegative()(Seen(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])), Top(), 1, torch.Generator())
+    >>> (seed.left @ seed.right).round(decimals=6).tolist(), bool((seed.right >= 0).all())
+    ([[1.0, 2.0], [-1.0, -2.0]], True)
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    gives: ClassVar[frozenset[str]] = frozenset({LEFT, RIGHT})
+    ordered: ClassVar[bool] = False
+    approximates: ClassVar[bool] = False
+
+    def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
+        """Both factors."""
+        found = semi_nmf(seen.weight, rank, dtype=torch.float64).op
+        assert isinstance(found, Factors)
+        return Seed(left=found.left, right=found.right)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from eckart.linalg.certified import bounds_of
 from eckart.linalg.cur import cur, interpolative
 from eckart.linalg.enclosure import Optimum, frobenius_error, measured_bounds
 from eckart.linalg.incremental import Directions, RowStream
+from eckart.linalg.nonnegative import semi_nmf
 from eckart.linalg.nystrom import generalised_nystrom, nystrom
 from eckart.linalg.routes import Automatic, BlockKrylov, GramMatrix, Lanczos, Lapack, Route, SubspaceIteration
 from eckart.linalg.selected import select
@@ -97,6 +98,7 @@ __all__ = [
     "psd_root",
     "qr",
     "select",
+    "semi_nmf",
     "singular_values",
     "spectral_norm",
     "supported",

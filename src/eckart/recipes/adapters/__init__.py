@@ -50,6 +50,7 @@ ADAPTERS: Mapping[str, Callable[[], Adapt]] = {
     "qpissa": rounded.qpissa,
     "qdota": rounded.qdota,
     "loftq": rounded.loftq,
+    "semi-nmf-embeddings": others.semi_nmf_embeddings,
     "loram": smaller.loram,
     "loram-width": smaller.loram_width,
 }

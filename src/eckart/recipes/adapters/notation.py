@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eckart.adapters.base import LessStart, LessTail, Untouched
+from eckart.adapters.base import LessAll, LessStart, LessTail, Untouched
 from eckart.adapters.choosing import AboveShare, TopShare
 from eckart.adapters.draws import Gaussian, Kaiming, Level, SparseRows
 from eckart.adapters.forms import (
@@ -48,6 +48,7 @@ from eckart.adapters.sources import (
     OfFirstStep,
     OfGradient,
     OfInputs,
+    OfSemiNonnegative,
     OfTrain,
     OfWeight,
     OrthogonalTriangular,
@@ -91,6 +92,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
             OfFirstStep,
             OfInputs,
             OrthogonalTriangular,
+            OfSemiNonnegative,
             Crossing,
             OfTrain,
             OfBlocks,
@@ -101,7 +103,7 @@ PARTS: Mapping[str, Mapping[str, type]] = {
         "metric": (PlainMetric, ActivationScale, RootMeanSquare, Gram, Covariance),
         **dict.fromkeys(("columns", "rows"), (DEIM, PivotedQR, StrongRRQR, Largest, Sampled, Rarest)),
         "on": (Entries, LeadingVectors, RidgeVectors),
-        "base": (Untouched, LessStart, LessTail),
+        "base": (Untouched, LessStart, LessTail, LessAll),
         "stored": (AsItIs, Rounded, RoundedFirst),
         "to": (RoundToNearest, NormalFloat),
         "scale": (OverRank, OverRoot, Constant),

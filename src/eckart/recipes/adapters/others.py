@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from eckart.adapters.base import LessStart
+from eckart.adapters.base import LessAll, LessStart
 from eckart.adapters.draws import Kaiming, SparseRows
-from eckart.adapters.forms import Blocks, Gated, Train, Tucker, Vectors, Whole
+from eckart.adapters.forms import Blocks, Gated, Pair, Train, Tucker, Vectors, Whole
 from eckart.adapters.gates import Router, TopRanks
 from eckart.adapters.redistribute import Redistribute
 from eckart.adapters.roles import FREE, FROZEN
 from eckart.adapters.rules import PerExpert, Preconditioned
 from eckart.adapters.scale import Constant, OverRank, OverRoot
 from eckart.adapters.schedules import Freeze
-from eckart.adapters.sources import Drawn, OfBlocks, OfTrain
+from eckart.adapters.sources import Drawn, OfBlocks, OfSemiNonnegative, OfTrain
 from eckart.adapters.start import Start
 from eckart.adapters.width import Counted, ForEach
 from eckart.model.adapting.recipe import Adapt
@@ -127,4 +127,24 @@ def moe_lora_riemannian(alpha: float = 16.0, experts: int = 20, top: int = 10) -
         scale=OverRank(alpha),
         width=ForEach(experts),
         rule=PerExpert(Preconditioned(), experts),
+    )
+
+
+def semi_nmf_embeddings() -> Adapt:
+    """Numbers for each token train, before a map without negative entries that all of them share and nothing changes."""
+    return Adapt(
+        paper=Paper(
+            "UNKs Everywhere: Adapting Multilingual Language Models to New Scripts",
+            "arXiv:2012.15562",
+            (
+                "one map for all tokens; the paper also tries ten clusters with a map each, and a learnt assignment",
+                "sweeps start from singular vectors made positive, which is nearer than clusters by k-means",
+                "nothing else trains; the paper trains adapters inside of the blocks as well",
+            ),
+        ),
+        form=Pair(),
+        start=Start(OfSemiNonnegative()),
+        base=LessAll(),
+        scale=Constant(),
+        roles={"right": FROZEN},
     )
