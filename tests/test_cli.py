@@ -45,7 +45,7 @@ OPTIONS: dict[str, set[str]] = {
     "adapt": {
         "--data", "--output", "-o", "--recipe", "--rank", "--steps", "--batch", "--accumulate", "--rate", "--warm-up", "--decay",
         "--dropout", "--length", "--held-out", "--judge", "--patience", "--save", "--labels", "--only", "--exclude",
-        "--export-rank", "--uniform", "--seed", "--bfloat16", "--restart", "--json",
+        "--export-rank", "--uniform", "--seed", "--bfloat16", "--sweep", "--seeds", "--tensorboard", "--restart", "--json",
     },
     "lora resize": {
         "--output", "-o", "--rank", "--energy", "--error", "--bytes", "--uniform", "--alpha", "--json",

@@ -380,7 +380,7 @@ def test_the_command_tells_how_small_the_model_was(shelf: dict[str, Path], data:
         ("eckart.model.journal:Journal._append", "torn"),
         ("eckart.model.engine:put_in_place", "before"),
         ("eckart.model.output:move_into_place", "after"),
-        ("eckart.model.adapting.engine:write_begun", "before"),
+        ("eckart.model.adapting.running:write_begun", "before"),
         ("eckart.model.adapting.trainer:AdapterTrainer._save_checkpoint", "after"),
         ("eckart.model.adapting.within:put_into", "before"),
         ("eckart.model.adapting.within:put_into", "after"),

@@ -20,10 +20,10 @@ from eckart.adapters.mixing import InGroup, Simplex, Switch
 from eckart.adapters.scale import OverRank
 from eckart.errors import EckartError
 from eckart.model.adapting.course import Course
-from eckart.model.adapting.engine import _first_batches
 from eckart.model.adapting.modules import Adapted
 from eckart.model.adapting.records import Example
 from eckart.model.adapting.search import Search, groups_of
+from eckart.model.adapting.task import Material
 from eckart.model.adapting.wrap import begin_all, targets_of, wrap
 from eckart.recipes.adapters.pairs import lora, pissa
 from eckart.recipes.adapters.searched import autolora, diffora
@@ -223,9 +223,9 @@ def test_blocks_are_found_and_what_is_outside_of_them(llama: Path) -> None:
 def test_a_search_gets_as_many_batches_as_it_wants() -> None:
     examples = [Example((i, i), (i, i)) for i in range(400)]
     course = Course(batch=4)
-    assert [len(_first_batches(examples, course, 0, recipe.batches)) for recipe in (lora(), autolora())] == [8, 64]
-    few = _first_batches(examples[:30], course, 0, autolora().batches)
-    ids = torch.cat([batch["input_ids"][:, 0] for batch in few])
+    many, few = (Material(records=[], length=2, train=examples[:n], held=[], padding=0) for n in (400, 30))
+    assert [len(many.first_batches(course, recipe.batches)) for recipe in (lora(), autolora())] == [8, 64]
+    ids = torch.cat([batch["input_ids"][:, 0] for batch in few.first_batches(course, autolora().batches)])
     assert sorted(ids.tolist()) == list(range(30))
 
 

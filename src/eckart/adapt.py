@@ -11,10 +11,12 @@ from typing import Any
 from eckart.errors import EckartError
 from eckart.model.adapting import own
 from eckart.model.adapting.course import Course
-from eckart.model.adapting.engine import Tuned, tune
+from eckart.model.adapting.engine import tune
 from eckart.model.adapting.export import Exported, export
 from eckart.model.adapting.own import is_own
 from eckart.model.adapting.recipe import Adapt
+from eckart.model.adapting.running import Tuned
+from eckart.model.adapting.sweep import Swept, Trial, around, sweep
 from eckart.model.adapting.transfer import Transferred, overlap, transfer
 from eckart.model.adapting.wrap import wrap
 from eckart.model.adapting.wrapped import Wrapped
@@ -27,15 +29,19 @@ __all__ = [
     "Adapt",
     "Course",
     "Exported",
+    "Swept",
     "Transferred",
+    "Trial",
     "Tuned",
     "Wrapped",
+    "around",
     "attach",
     "export",
     "find_recipe",
     "is_own",
     "merge",
     "overlap",
+    "sweep",
     "transfer",
     "tune",
     "wrap",

@@ -10,9 +10,10 @@ import typer
 from eckart.cli import show
 from eckart.cli.commands import Exclude, Json, Model, Only, Restart
 from eckart.cli.reports import print_peak_memory
+from eckart.errors import EckartError
 
 if TYPE_CHECKING:  # torch and transformers, which take seconds to import, come with the first call of the library
-    from eckart.adapt import Tuned
+    from eckart.adapt import Swept, Trial, Tuned
 
 
 def adapt(
@@ -50,6 +51,14 @@ def adapt(
     uniform: Annotated[bool, typer.Option("--uniform", help="One rank for all maps, as some servers want it.")] = False,
     seed: Annotated[int, typer.Option(help="Decides everything that is random.")] = 0,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Compute in mixed precision.")] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Try several rates and keep the best: how many around --rate, or which, e.g. 1e-4,1e-3."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Runs at each rate of a sweep, from --seed on; by default 1.")
+    ] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Directory for losses as TensorBoard reads them.")] = None,
     restart: Restart = False,
     json: Json = False,
 ) -> None:
@@ -59,6 +68,12 @@ def adapt(
     eckart adapt ./model --data train.jsonl -o ./adapter --recipe pissa --rank 16
 
     eckart adapt ./model --data book.txt -o ./adapter --recipe eva --only q_proj --only v_proj --length 256
+
+    eckart adapt ./model --data train.jsonl -o ./adapter --rate 3e-4 --sweep 5 --seeds 3
+
+    torchrun --nproc_per_node 2 -m eckart adapt ./model --data train.jsonl -o ./adapter
+
+    Of several rates by half decades the one with the lowest held-out loss is kept. Processes that torchrun starts share every step.
 
     A run that was killed goes on when the same command is given again, and ends in the same numbers.
     """
@@ -80,31 +95,85 @@ def adapt(
         seed=seed,
         bfloat16=bfloat16,
     )
-    made = library.find_recipe(recipe)
+    if seeds is not None and sweep is None:
+        raise EckartError("--seeds is for a sweep: add --sweep, e.g. --sweep 5")
+    options: dict[str, Any] = {
+        "rank": rank,
+        "only": only or (),
+        "exclude": exclude or (),
+        "labels": labels,
+        "course": course,
+        "export_rank": export_rank,
+        "uniform": uniform,
+        "tensorboard": tensorboard,
+        "restart": restart,
+    }
+    made, rates = library.find_recipe(recipe), None if sweep is None else _rates(sweep, rate)
     with show.progress() as progress:
-        done = library.tune(
-            model,
-            data,
-            output,
-            made,
-            rank=rank,
-            only=only or (),
-            exclude=exclude or (),
-            labels=labels,
-            course=course,
-            export_rank=export_rank,
-            uniform=uniform,
-            restart=restart,
-            progress=progress,
-        )
-    show.print_json(tuned_json(done)) if json else print_tuned(done)
+        if rates is None:
+            done = library.tune(model, data, output, made, progress=progress, **options)
+        else:
+            swept = library.sweep(
+                model,
+                data,
+                output,
+                made,
+                rates=rates,
+                seeds=1 if seeds is None else seeds,
+                progress=progress,
+                **options,
+            )
+    if not show.is_first():
+        return
+    if rates is None:
+        show.print_json(tuned_json(done)) if json else print_tuned(done)
+    else:
+        show.print_json(swept_json(swept)) if json else print_swept(swept)
+
+
+def _rates(told: str, rate: float) -> tuple[float, ...]:
+    from eckart.adapt import around
+
+    try:
+        return around(rate, int(told)) if told.strip().isdigit() else tuple(float(part) for part in told.split(","))
+    except ValueError as error:
+        raise EckartError(f"--sweep is {told!r}: give a number of rates, or rates with commas between them") from error
 
 
 def print_tuned(done: Tuned) -> None:
     """Losses on the way, and what was written."""
-    steps = sorted({*done.trained, *done.judged})
-    rows = [(str(step), show.number(done.trained.get(step)), show.number(done.judged.get(step))) for step in steps]
-    show.print_table(("step", "training loss", "held-out loss"), rows)
+    curves = {"training loss": done.trained, "held-out loss": done.judged}
+    curves |= {"held-out accuracy": done.accuracy} if done.accuracy else {}
+    rows = [
+        (str(step), *(show.number(curve.get(step)) for curve in curves.values()))
+        for step in sorted({*done.trained, *done.judged})
+    ]
+    show.print_table(("step", *curves), rows)
+    _print_written(done)
+
+
+def print_swept(done: Swept) -> None:
+    """Held-out losses by rate and seed, which rate is the best, and what was written."""
+    rows = [(_named(trial), show.number(trial.final, 5), show.number(trial.best, 5)) for trial in done.trials]
+    show.print_table(("rate, seed", "held-out loss", "lowest on the way"), rows)
+    show.out().print()
+    rows = [(f"{r:.4g}", show.number(done.mean(r), 5), show.number(done.spread(r), 3)) for r in done.rates]
+    show.print_table(("rate", "mean held-out loss", "largest less smallest"), rows)
+    console = show.out()
+    console.print(
+        f"the best rate is {done.rate:.4g}, and there the seed with the lowest loss, {done.kept.seed}, was kept"
+    )
+    if done.at_edge:
+        end, beyond = ("lowest", "lower") if done.rate == done.rates[0] else ("highest", "higher")
+        console.print(f"that is the {end} of the sweep, and a {beyond} one may be better: sweep further")
+    _print_written(done.kept.tuned)
+
+
+def _named(trial: Trial) -> str:
+    return f"{trial.rate:.4g}, {trial.seed}"
+
+
+def _print_written(done: Tuned) -> None:
     console = show.out()
     share = show.percent(done.numbers / done.parameters)
     console.print(f"{done.numbers:,} numbers trained beside {done.parameters:,} of the model ({share})")
@@ -140,8 +209,31 @@ def tuned_json(done: Tuned) -> dict[str, Any]:
         "ranks": dict(done.ranks),
         "trained": {str(step): loss for step, loss in done.trained.items()},
         "judged": {str(step): loss for step, loss in done.judged.items()},
+        "accuracy": {str(step): share for step, share in done.accuracy.items()},
         "left_out": dict(done.left_out),
         "own": done.own,
         "rounded": {name: list(errors) for name, errors in done.rounded.items()},
         "within": done.within,
+    }
+
+
+def swept_json(done: Swept) -> dict[str, Any]:
+    """The result for machines."""
+    return {
+        "folder": str(done.folder),
+        "rate": done.rate,
+        "at_edge": done.at_edge,
+        "kept": {"rate": done.kept.rate, "seed": done.kept.seed},
+        "rates": [{"rate": rate, "mean": done.mean(rate), "spread": done.spread(rate)} for rate in done.rates],
+        "trials": [
+            {
+                "rate": trial.rate,
+                "seed": trial.seed,
+                "final": trial.final,
+                "best": trial.best,
+                "loss": trial.loss,
+                **{name: value for name, value in tuned_json(trial.tuned).items() if name != "folder"},
+            }
+            for trial in done.trials
+        ],
     }

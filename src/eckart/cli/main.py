@@ -22,6 +22,7 @@ SPARE = 16 << 20  # bytes that may lie free at the end of the heap: activations 
 # Read by torch and transformers when the commands import them.
 FOR_LIBRARIES = {
     "THP_MEM_ALLOC_ENABLE": "1",  # large pages: the first touch of new memory, and every tensor is new, costs half
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # of several processes each would warn of a search that is wanted
     "TRANSFORMERS_VERBOSITY": "error",  # what it warns of is refused in a sentence here, or is no concern of the user's
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ from eckart.model.progress import Progress as Told
 from eckart.model.progress import quiet
 
 LONGEST = 690  # characters of a sentence; the way out at its end is always shown
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks: of several that a launcher started together, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def out() -> Console:
@@ -73,7 +79,7 @@ def _finite(value: object) -> object:
 @contextmanager
 def progress() -> Iterator[Told]:
     """A bar for each stage with the time that is left, on the error stream; nothing where that is no terminal."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or not is_first():
         yield quiet
         return
     fixed = Column(no_wrap=True, overflow="ignore")

@@ -17,6 +17,7 @@ class Course:
 
     Examples have at most ``length`` tokens. Every ``save`` steps the run can go on from there. Every ``judge`` steps the held-out
     examples, a share ``held_out`` of all, are judged; where they got no better ``patience`` times training ends, with the best it had.
+    Which examples are held out is drawn by ``division``, by default by the seed.
 
     Raises ``EckartError`` for numbers that are none of a training.
     """
@@ -34,6 +35,7 @@ class Course:
     patience: int | None = None
     save: int = 50
     seed: int = 0
+    division: int | None = None
     bfloat16: bool = False
 
     def __post_init__(self) -> None:
@@ -52,20 +54,31 @@ class Course:
                 "to end early, patience is at least 1, and what is saved is judged: make --save a multiple of --judge"
             )
 
-    def arguments(self, work: Path, *, judged: bool) -> TrainingArguments:
+    def check_divides(self, processes: int) -> None:
+        """Raise ``EckartError`` where so many processes can't take equal parts of what goes through the model at a time."""
+        part = self.batch // self.accumulate
+        if part % processes:
+            parts = f" in {self.accumulate} parts" if self.accumulate > 1 else ""
+            raise EckartError(
+                f"{self.batch} examples a step{parts} can't be shared by {processes} processes: "
+                f"make --batch a multiple of {self.accumulate * processes}"
+            )
+
+    def arguments(self, work: Path, *, judged: bool, processes: int = 1) -> TrainingArguments:
         """The same for transformers' Trainer, with its checkpoints in a folder."""
         best = judged and self.patience is not None
         return TrainingArguments(
             output_dir=str(work),
             max_steps=self.steps,
-            per_device_train_batch_size=self.batch // self.accumulate,
-            per_device_eval_batch_size=self.batch,
+            per_device_train_batch_size=self.batch // self.accumulate // processes,
+            per_device_eval_batch_size=self.batch // processes,
             gradient_accumulation_steps=self.accumulate,
             learning_rate=self.rate,
             weight_decay=self.decay,
             warmup_steps=round(self.warm_up * self.steps),
             lr_scheduler_type="cosine",
             seed=self.seed,
+            data_seed=self.seed,
             bf16=self.bfloat16,
             logging_steps=min(10, self.steps),
             eval_strategy="steps" if judged else "no",
@@ -76,6 +89,8 @@ class Course:
             load_best_model_at_end=best,
             metric_for_best_model="eval_loss" if best else None,
             greater_is_better=False if best else None,
+            restore_callback_states_from_checkpoint=True,
+            ddp_find_unused_parameters=True,
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from eckart.adapters.forms import Directed, Form, Gated, applied, scaled
 from eckart.adapters.roles import Role
 from eckart.errors import EckartError
+from eckart.model.adapting.processes import together
 from eckart.model.linear import OperatorEmbedding, OperatorLinear, apply_to_rows
 from eckart.operator import Blueprint, Dense, Factors, Operator, Sum, describe
 
@@ -123,7 +124,8 @@ class AdaptedLinear(Adapted):
             update, weights = self.form.outputs(self.params, inputs, self.dropout(inputs))
             if self.training:
                 with torch.no_grad():
-                    for name, tensor in self.form.gate.moved(self.params, weights).items():
+                    often = together().total(weights.flatten(0, -2).sum(0, keepdim=True))
+                    for name, tensor in self.form.gate.moved(self.params, often).items():
                         getattr(self, name).copy_(tensor)
             return y + (self.scale * update).to(y.dtype)
         dropped = self.dropout(inputs)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eckart.errors import EckartError
-from eckart.model.files import shown
+from eckart.model.files import check_regular, shown
 
 MASKED = -100  # the label of a token that counts nothing
 PAIR, TEXT, LABELLED = ("prompt", "completion"), ("text",), ("text", "label")
@@ -32,21 +32,35 @@ class Example:
         return {"input_ids": list(self.ids), "labels": labels}
 
 
-def read_records(path: Path, *, labelled: bool) -> list[Mapping[str, Any]]:
-    """The records of a JSON Lines file; of any other file the whole text as one.
+def read_records(path: Path, *, labelled: bool, labels: int | None = None) -> list[Mapping[str, Any]]:
+    """The records of a JSON Lines file, whose labels are among so many; of any other file the whole text as one.
 
     Raises ``EckartError`` naming the line for what is no JSON table with the expected fields, and where there is none.
     """
     if path.suffix not in (".jsonl", ".json"):
+        if labelled:
+            raise EckartError(
+                f"{path} has no labels: give a file .jsonl with a record a line, {_wanted(labelled=True)}"
+            )
         return [{"text": _read(path)}]
-    found = list(_records(path, labelled=labelled))
+    found = []
+    for number, record in _records(path, labelled=labelled):
+        if labels is not None and not 0 <= record["label"] < labels:
+            raise EckartError(
+                f"{path}, line {number}: label is {shown(record['label'])}, and --labels {labels} leaves 0 to {labels - 1}: "
+                "number labels from 0, or ask for more"
+            )
+        found.append(record)
     if not found:
         raise EckartError(f"{path} is empty: a record a line is wanted, {_wanted(labelled=labelled)}")
     return found
 
 
 def _read(path: Path) -> str:
+    if path.is_dir():
+        raise EckartError(f"{path} is a directory: name the file of records or text in it")
     try:
+        check_regular(path)
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         told = getattr(error, "strerror", None) or "it is not UTF-8"
@@ -60,7 +74,7 @@ def _wanted(*, labelled: bool) -> str:
     return '{"text": ..., "label": ...}' if labelled else '{"prompt": ..., "completion": ...} or {"text": ...}'
 
 
-def _records(path: Path, *, labelled: bool) -> Iterator[Mapping[str, Any]]:
+def _records(path: Path, *, labelled: bool) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in enumerate(_read(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -77,7 +91,7 @@ def _records(path: Path, *, labelled: bool) -> Iterator[Mapping[str, Any]]:
             if not isinstance(record[name], int if name == "label" else str) or isinstance(record[name], bool):
                 sort = "a whole number" if name == "label" else "a text"
                 raise EckartError(f"{path}, line {number}: {name} is {shown(record[name])}; give {sort}")
-        yield record
+        yield number, record
 
 
 def examples_of(records: Sequence[Mapping[str, Any]], tokenizer: Any, length: int) -> list[Example]:
@@ -104,6 +118,18 @@ def examples_of(records: Sequence[Mapping[str, Any]], tokenizer: Any, length: in
     if not found:
         raise EckartError(f"no record leaves anything to learn within {length} tokens: allow more with --length")
     return found
+
+
+def share(batch: Mapping[str, Tensor], index: int, count: int) -> dict[str, Tensor]:
+    """The examples of a batch that are those of one of several processes; where there are none, one that counts nothing.
+
+    >>> whole = {"input_ids": torch.tensor([[5], [6], [7]]), "labels": torch.tensor([0, 1, 2])}
+    >>> [share(whole, index, 2)["labels"].tolist() for index in (0, 1)], share(whole, 3, 4)["labels"].tolist()
+    ([[0, 2], [1]], [-100])
+    """
+    if index < len(batch["labels"]):
+        return {name: rows[index::count] for name, rows in batch.items()}
+    return {name: torch.full_like(rows[:1], MASKED) if name == "labels" else rows[:1] for name, rows in batch.items()}
 
 
 def collate(examples: Sequence[Mapping[str, Any]], padding: int) -> dict[str, Tensor]:

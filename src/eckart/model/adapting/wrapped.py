@@ -22,6 +22,7 @@ from eckart.model.adapting.modules import (
 )
 from eckart.model.adapting.observe import Batch
 from eckart.model.adapting.places import holders, put, untie
+from eckart.model.adapting.processes import ALONE, Processes
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.records import MASKED
 
@@ -78,13 +79,16 @@ class Wrapped:
             for adapter in self.adapters.values():
                 adapter.untouched = False
 
-    def output_penalty(self, batch: Batch, logits: Tensor) -> Tensor:
-        """What is to be added to the loss of a batch for the ``logits`` that the model has there; zero where nothing is."""
+    def output_penalty(self, batch: Batch, logits: Tensor, processes: Processes = ALONE) -> Tensor:
+        """What is to be added to the loss of a batch for the ``logits`` that the model has there; zero where nothing is.
+
+        Of several ``processes`` each has a share of the batch, and all get the number of the whole one.
+        """
         if not self.recipe.outputs:
             return logits.new_zeros(())
         with torch.no_grad(), self.untouched():
             reference = self.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-        own, theirs = counted(logits, batch), counted(reference, batch)
+        own, theirs = (processes.rows(counted(rows, batch)) for rows in (logits, reference))
         return torch.stack([penalty(own, theirs) for penalty in self.recipe.outputs]).sum()
 
     def rule(self) -> None:
@@ -111,7 +115,7 @@ class Wrapped:
             first = next(iter(adapter.params.values()))
             adapter.felt = first.new_zeros(adapter.update.shape) if wanted else None
 
-    def scheduled(self, step: int, steps: int, state: State) -> State:
+    def scheduled(self, step: int, steps: int, state: State, processes: Processes = ALONE) -> State:
         """What the schedule makes of the adapters after a step, counted from 1, of so many; its new state.
 
         To be called after the optimiser's step, while its gradients are there.
@@ -123,7 +127,7 @@ class Wrapped:
         }
         for name, adapter in self.adapters.items():
             if adapter.felt is not None:
-                gradients[name][PRODUCT] = adapter.felt
+                gradients[name][PRODUCT] = processes.total(adapter.felt) / processes.count
         state, written = self.recipe.schedule(step, steps, params, gradients, state)
         for name, tensors in written.items():
             for key, tensor in tensors.items():
@@ -169,14 +173,14 @@ class Wrapped:
 
 
 def counted(logits: Tensor, batch: Batch) -> Tensor:
-    """The rows of logits that labels or an attention mask say count: of tokens that have a next one, or all of a classifier's.
+    """The rows of logits that labels or an attention mask say count: of tokens that have a next one, or of a classifier's texts.
 
     >>> counted(torch.tensor([[[1.0], [2.0], [3.0]]]), {"labels": torch.tensor([[-100, -100, 7]])}).tolist()
     [[2.0]]
     """
-    if logits.ndim == 2:
-        return logits
     labels, mask = batch.get("labels"), batch.get("attention_mask")
+    if logits.ndim == 2:
+        return logits if labels is None else logits[labels != MASKED]
     next_one = mask[:, 1:].bool() if mask is not None else torch.ones_like(logits[:, 1:, 0], dtype=torch.bool)
     if labels is not None:
         next_one = next_one & (labels[:, 1:] != MASKED)
