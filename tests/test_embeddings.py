@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import ARCHITECTURES, VOCABULARY
+from models import ARCHITECTURES, SENTENCES, VOCABULARY, tokenizer
 from outputs import far, loaded, logits, token_ids
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
+from eckart.adapt import Course, tune
 from eckart.adapters.forms import Band
 from eckart.errors import EckartError
 from eckart.model.adapting.export import export
 from eckart.model.adapting.modules import AdaptedEmbedding, matrix_of
+from eckart.model.adapting.records import collate, examples_of, read_records
 from eckart.model.adapting.wrap import targets_of, wrap
 from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.surgery import merge
 from eckart.recipes.adapters import ADAPTERS
+from eckart.recipes.adapters.others import semi_nmf_embeddings
 from eckart.recipes.adapters.pairs import RANDOM, lora
 from eckart.recipes.adapters.products import svft
 
@@ -167,6 +171,52 @@ def test_what_is_of_no_low_rank_is_truncated(shelf: dict[str, Path], tmp_path: P
     served = PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "adapter").eval()
     assert far(logits(served), after) < 1e-4
     assert far(logits(made.merge()), after) < 1e-5
+
+
+def test_nothing_of_the_table_is_left_under_semi_nonnegative_factors(shelf: dict[str, Path], tmp_path: Path) -> None:
+    """What was looked up is ``F G``, of which F trains: a number for each token and rank; and the whole table comes back."""
+    stock = loaded(shelf["llama"])
+    table = matrix_of(stock.model.embed_tokens).detach().clone()
+    before = logits(stock)
+    made = wrap(loaded(shelf["llama"]), semi_nmf_embeddings(), rank=20, only=["embed_tokens"])
+    adapter = made.adapters["model.embed_tokens"]
+    assert made.numbers == VOCABULARY * 20
+    assert float(adapter.base.weight.abs().max()) == 0
+    left, right = (adapter.params[side].detach().clone() for side in ("left", "right"))
+    assert float(right.min()) >= 0
+    values = torch.linalg.svdvals(table.double()).square()
+    error = float((table - left @ right).double().square().sum())
+    assert float(values[20:].sum()) * (1 - 1e-6) <= error <= float(values[19:].sum()) * (1 + 1e-6)
+    stock.model.embed_tokens.weight.data = left @ right
+    assert far(logits(made.model), logits(stock)) < 1e-5
+    with made.untouched():
+        assert far(logits(made.model), before) < 1e-5
+    train(made, "llama")
+    assert torch.equal(adapter.params["right"], right)
+    assert not torch.equal(adapter.params["left"], left)
+    # The change of the table is of full rank, and is written as such where there is room for it.
+    after = logits(made.model)
+    export(made, tmp_path / "adapter", rank=48)
+    served = PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "adapter").eval()
+    assert far(logits(served), after) < 1e-4
+    assert far(logits(made.merge()), after) < 1e-5
+
+
+@pytest.mark.parametrize("key", ["pissa", "semi-nmf-embeddings"])
+def test_an_embedding_is_fine_tuned_from_records(key: str, shelf: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps({"text": sentence}) for sentence in SENTENCES * 3))
+    course = Course(steps=20, batch=4, rate=1e-2, held_out=0.0)
+    options: dict[str, Any] = {"rank": 20, "only": ["embed_tokens"], "course": course, "export_rank": 48}
+    done = tune(shelf["llama"], data, tmp_path / "out", ADAPTERS[key](), **options)
+    assert list(done.ranks) == ["model.embed_tokens"]
+    assert done.trained[20] < done.trained[10]
+    words = tokenizer()
+    batch = collate(
+        [e.table for e in examples_of(read_records(data, labelled=False), words, 64)[:6]], words.pad_token_id
+    )
+    served = PeftModel.from_pretrained(loaded(shelf["llama"]), tmp_path / "out").eval()
+    assert float(served(**batch).loss) < done.trained[10]
 
 
 def test_embeddings_are_adapted_where_they_are_named(shelf: dict[str, Path]) -> None:
