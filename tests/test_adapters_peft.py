@@ -20,7 +20,11 @@ from peft.tuners.lora.config import CordaConfig
 from torch import Tensor
 
 from eckart.adapt import Wrapped, wrap
+from eckart.adapters import sources
+from eckart.model.adapting.observe import observe
+from eckart.model.adapting.wrap import targets_of
 from eckart.recipes.adapters.pairs import corda, corda_preview, eva
+from eckart.stats import Need
 
 DIFFERENT = ("q_proj", "o_proj", "gate_proj")  # maps of 48 inputs, no two of which read the same
 ALIKE = (*DIFFERENT, "k_proj", "v_proj", "up_proj")
@@ -224,3 +228,43 @@ def test_what_dividing_texts_by_their_largest_entry_does(mode: str, stock: Path)
         assert far(b @ a, expected) < 5e-3, name
         apart.append(far((made.adapters[name].left @ made.adapters[name].right).detach(), expected))
     assert max(apart) > 1e-3
+
+
+# ---- what is measured once --------------------------------------------------------------------------------------------
+
+
+def test_maps_of_the_same_inputs_share_their_moments(stock: Path) -> None:
+    """Queries, keys and values; gate and up: by the tensor that they are handed, and only where their group has both."""
+    model, names = loaded(stock), targets_of(loaded(stock))
+    for room in (10**9, 1):
+        seen = {
+            name: found
+            for group in observe(model, names, frozenset({Need.GRAM}), single(), room=room)
+            for name, found in group.items()
+        }
+        assert list(seen) == names
+        held = {name: id(found.moments) for name, found in seen.items()}
+        assert len({*held.values()}) == 4 * 3
+        for i in range(3):
+            layer = f"model.layers.{i}"
+            for first, *others in (
+                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                ["mlp.gate_proj", "mlp.up_proj"],
+            ):
+                leader = seen[f"{layer}.{first}"]
+                assert all(held[f"{layer}.{other}"] == id(leader.moments) for other in others)
+                assert leader.once("answer", lambda: 1) == 1
+                assert all(seen[f"{layer}.{other}"].once("answer", lambda: 2) == 1 for other in others)
+            assert seen[f"{layer}.mlp.down_proj"].once("answer", lambda: 3) == 3
+
+
+def test_directions_are_decomposed_once_for_each_input(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ranks and starts together; a text is run once for both, and once in part to see which inputs are the same."""
+    count, runs = [], []
+    stock_eigen = sources.symmetric_eigen
+    monkeypatch.setattr(sources, "symmetric_eigen", lambda a: (count.append(a), stock_eigen(a))[1])
+    model = loaded(stock)
+    model.register_forward_pre_hook(lambda *_: runs.append(1))
+    wrap(model, eva(), rank=6, batches=single())
+    assert len(count) == 4 * 3
+    assert len(runs) == 1 + 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from eckart.adapters.draws import Draw
 from eckart.stats import Moments
 
+T = TypeVar("T")
 LEFT, MIDDLE, CORE, RIGHT, CORES, PLACES = "left", "middle", "core", "right", "cores", "places"
 
 
@@ -94,6 +95,21 @@ class Seen:
     gradient: Tensor | None = None  # (m, n), the mean over samples
     pool: Pool | None = None
     sizes: tuple[int, ...] = ()  # of the weight of a convolution, before it was flattened behind its outputs
+    worked_out: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the moments, in common with all maps of the same inputs
+
+    def once(self, name: str, work: Callable[[], T]) -> T:
+        """What ``work`` makes of the moments, which maps of the same inputs need not repeat.
+
+        >>> seen = Seen(torch.eye(1))
+        >>> [seen.once("a", lambda: 1), seen.once("a", lambda: 2)]
+        [1, 1]
+        """
+        if name not in self.worked_out:
+            self.worked_out[name] = work()
+        found: T = self.worked_out[name]
+        return found
 
     @property
     def natural(self) -> Tensor:

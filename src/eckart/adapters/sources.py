@@ -13,7 +13,7 @@ from eckart.adapters.forms.blocks import block_means
 from eckart.adapters.pick import Pick
 from eckart.adapters.seed import CORE, CORES, LEFT, MIDDLE, PLACES, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
-from eckart.linalg import ACCURACY, qr, semi_nmf, symmetric_eigen, tensor_train, truncated_svd
+from eckart.linalg import ACCURACY, SymmetricEigen, qr, semi_nmf, symmetric_eigen, tensor_train, truncated_svd
 from eckart.metric import Metric
 from eckart.operator import Factors, TensorTrain
 from eckart.stats import MetricRule, Need, Plain
@@ -189,14 +189,17 @@ class OfInputs:
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """The directions."""
-        found = symmetric_eigen(self.moment(seen))
+        found = self._eigen(seen)
         _, picked = pick(rank, len(found.values))
         return Seed(right=found.vectors[:, picked].T)
 
     def shares(self, seen: Seen) -> Tensor:
         """Of the variance of the inputs the share of each direction, descending."""
-        values = symmetric_eigen(self.moment(seen)).values.clamp(min=0)
+        values = self._eigen(seen).values.clamp(min=0)
         return values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)
+
+    def _eigen(self, seen: Seen) -> SymmetricEigen:
+        return seen.once(repr(self), lambda: symmetric_eigen(self.moment(seen)))
 
     def moment(self, seen: Seen) -> Tensor:
         """The covariance (n, n), or the second moment."""
@@ -359,11 +362,14 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     """Picked left vectors, values and right vectors of a matrix (m, n) in a metric; ``ValueError`` where there are not as many."""
     left, right = pick(rank, min(matrix.shape))
     reach = int(torch.cat([left, right]).max()) + 1
-    found = truncated_svd(matrix, reach, metric=metric, accuracy=accuracy, dtype=torch.float64, rng=rng).op
-    assert isinstance(found, Factors)
-    # Of the factors the left one spans the subspace; within it the vectors are those of the small matrix that is left.
-    basis, triangle = torch.linalg.qr(found.left)
-    rows = triangle @ found.right
+    if reach == min(matrix.shape):  # everything: one decomposition will do
+        basis, rows = _triangular(matrix.to(torch.float64))
+    else:
+        found = truncated_svd(matrix, reach, metric=metric, accuracy=accuracy, dtype=torch.float64, rng=rng).op
+        assert isinstance(found, Factors)
+        # Of the factors the left one spans the subspace; within it the vectors are those of the small matrix that is left.
+        basis, triangle = torch.linalg.qr(found.left)
+        rows = triangle @ found.right
     turned, values, _ = torch.linalg.svd(metric.whiten(rows), full_matrices=False)
     if len(values) < reach:
         raise ValueError(
@@ -375,3 +381,12 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     basis, rows = basis * signs, rows * signs.T
     lengths = torch.where(values > 0, values, torch.ones_like(values))
     return Seed(left=basis[:, left], middle=values[right], right=rows[right] / lengths[right, None])
+
+
+def _triangular(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of a matrix (m, n), the left one orthonormal and the right one of no more rows than columns."""
+    m, n = matrix.shape
+    if m <= n:
+        return torch.eye(m, dtype=matrix.dtype, device=matrix.device), matrix
+    basis, triangle = torch.linalg.qr(matrix)
+    return basis, triangle

@@ -14,7 +14,7 @@ from eckart.errors import EckartError
 from eckart.model.adapting.modules import CONVOLUTIONS, device_of, matrix_of, shape_of, turned, why_packed
 from eckart.stats import Moments, Need
 
-ROOM = 2_000_000_000  # bytes of moments or gradients at any one time
+ROOM, SHARE = 250_000_000, 8  # bytes of moments or gradients at any one time: these, or of the model's one in so many
 Batch = Mapping[str, Tensor]
 
 
@@ -23,7 +23,7 @@ class _Enough(Exception):
 
 
 def observe(
-    model: Any, names: Sequence[str], needs: frozenset[Need], batches: Sequence[Batch], *, room: int = ROOM
+    model: Any, names: Sequence[str], needs: frozenset[Need], batches: Sequence[Batch], *, room: int | None = None
 ) -> Iterator[dict[str, Seen]]:
     """For one group of maps after another what is seen of them: moments of inputs, gradients of the loss, each as they are needed.
 
@@ -49,12 +49,27 @@ def observe(
     if packed and Need.GRADIENTS in needs:
         name, why = next(iter(packed.items()))
         raise EckartError(f"{name} has no gradient: {why}")
-    size = {name: _bytes(shape_of(model.get_submodule(name)), needs) for name in names}
+    of_inputs = bool(needs - {Need.GRADIENTS})
+    leaders = _leaders(model, names, batches[0]) if of_inputs else {}
+    size = {
+        name: _bytes(shape_of(model.get_submodule(name)), needs, shared=leaders.get(name, name) != name)
+        for name in names
+    }
+    if room is None:
+        room = max(ROOM, sum(tensor.nbytes for tensor in model.parameters()) // SHARE)
     for group in _groups(names, size, room):
-        moments = _moments(model, group, batches, gram=gram) if needs - {Need.GRADIENTS} else {}
+        led = {name: leaders[name] if leaders[name] in group else name for name in group} if of_inputs else {}
+        moments = _moments(model, sorted({*led.values()}, key=names.index), batches, gram=gram) if led else {}
+        common: dict[str, dict[str, Any]] = {leader: {} for leader in moments}
         gradients = _gradients(model, group, batches) if Need.GRADIENTS in needs else {}
         yield {
-            name: Seen(_weight(module), moments.get(name), gradients.get(name), sizes=_sizes(module))
+            name: Seen(
+                _weight(module),
+                moments.get(led.get(name, name)),
+                gradients.get(name),
+                sizes=_sizes(module),
+                worked_out=common.get(led.get(name, name), {}),
+            )
             for name, module in ((name, model.get_submodule(name)) for name in group)
         }
 
@@ -68,20 +83,43 @@ def _weight(module: nn.Module) -> Tensor:
     return matrix_of(module).detach() if why is None else Unread.of(shape_of(module), device_of(module), why)
 
 
-def _bytes(shape: tuple[int, int], needs: frozenset[Need]) -> int:
+def _bytes(shape: tuple[int, int], needs: frozenset[Need], *, shared: bool) -> int:
     m, n = shape
-    return (8 * n * n if Need.GRAM in needs else 0) + (4 * m * n if Need.GRADIENTS in needs else 0)
+    return (8 * n * n if Need.GRAM in needs and not shared else 0) + (4 * m * n if Need.GRADIENTS in needs else 0)
 
 
 def _groups(names: Sequence[str], size: Mapping[str, int], room: int) -> Iterator[list[str]]:
-    """The names in order, cut where the next one would be too much; one that is too large for the room comes alone."""
+    """The names in order, cut where the next one would be too much; one that is too large for the room comes alone.
+
+    What takes no room of its own stays with what comes before it.
+    """
     group: list[str] = []
     for name in names:
-        if group and sum(size[other] for other in group) + size[name] > room:
+        if group and size[name] and sum(size[other] for other in group) + size[name] > room:
             yield group
             group = []
         group.append(name)
     yield group
+
+
+@torch.no_grad()
+def _leaders(model: Any, names: Sequence[str], batch: Batch) -> dict[str, str]:
+    """For each map the first one that is handed the very same tensor, one after the other: itself where there is none."""
+    found: dict[str, str] = {}
+    last: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if not last or last[0][1] is not args[0]:
+                last[:] = [(name, args[0])]
+            # A map that is called again, with something else, is on its own.
+            found[name] = last[0][0] if found.get(name, last[0][0]) == last[0][0] else name
+
+        return hook
+
+    with _evaluating(model), _hooked(model, {name: note(name) for name in names}):
+        model(**batch)
+    return {name: found.get(found.get(name, name), name) for name in names}
 
 
 @torch.no_grad()

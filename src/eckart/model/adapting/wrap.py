@@ -92,8 +92,8 @@ def begin_all(
     shapes = [shape_of(module) for module in modules.values()]
     pool = Pool((max(m for m, _ in shapes), max(n for _, n in shapes)), seeded(seed, "adapters"))
     begun: dict[str, Begun] = {}
-    ranks = _ranks(model, recipe, names, rank, batches, seed)
-    for group in observe(model, names, recipe.needs, batches):
+    ranks, groups = _ranks(model, recipe, names, rank, batches, seed)
+    for group in groups or observe(model, names, recipe.needs, batches):
         for name, seen in ((name, seen) for name, seen in group.items() if ranks[name]):
             try:
                 check_takes(modules[name], recipe.form)
@@ -150,19 +150,18 @@ def heads_of(model: Any) -> list[str]:
 
 def _ranks(
     model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: Sequence[Batch], seed: int
-) -> Mapping[str, int]:
-    """The rank of each map; statistics are taken anew for it, so that not all of them are held."""
+) -> tuple[Mapping[str, int], list[dict[str, Seen]]]:
+    """The rank of each map, and what was seen for it where that is in memory at once; else statistics are to be taken anew."""
     if recipe.ranks is None:
-        return dict.fromkeys(names, rank)
+        return dict.fromkeys(names, rank), []
     if not isinstance(recipe.ranks, Redistribute):
-        return recipe.ranks(model, names, batches, rank=rank, scale=recipe.scale, seed=seed)
+        return recipe.ranks(model, names, batches, rank=rank, scale=recipe.scale, seed=seed), []
     source: Any = recipe.start.source
-    shares = {
-        name: source.shares(seen)
-        for group in observe(model, names, recipe.needs, batches)
-        for name, seen in group.items()
-    }
-    return recipe.ranks(shares, rank)
+    shares: dict[str, Tensor] = {}
+    group: dict[str, Seen] = {}
+    for group in observe(model, names, recipe.needs, batches):
+        shares |= {name: source.shares(seen) for name, seen in group.items()}
+    return recipe.ranks(shares, rank), [group] if len(group) == len(names) else []
 
 
 def begin(recipe: Adapt, seen: Seen, rank: int, scale: float, rng: Generator) -> Begun:
