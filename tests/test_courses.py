@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from models import ARCHITECTURES, SENTENCES, tokenizer
+from peft import PeftModel
 from runs import Killer, cli, refused, tree
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -26,11 +27,15 @@ from transformers import (
 
 from eckart.adapt import RECIPES, Course, Swept, Trial, Tuned, around, sweep, tune
 from eckart.errors import EckartError
-from eckart.model.adapting.records import read_records
+from eckart.model.adapting.records import Example, examples_of, read_records
+from eckart.model.adapting.task import divided
 from eckart.model.output import work_folder
 
 COURSE = Course(steps=8, batch=4, rate=1e-2, judge=4, save=4, held_out=0.1)
 OPTIONS = ("--steps", "8", "--batch", "4", "--judge", "4", "--save", "4", "--held-out", "0.1", "--rank", "4")
+
+
+SEEDS = ((0, None), (5, 0), (5, None), (0, 5))  # of the course, and of its division
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,13 @@ def test_rates_lie_half_a_decade_apart() -> None:
     assert around(2e-4, 1) == (2e-4,)
     assert around(1e-3, 5) == pytest.approx([1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2], rel=1e-5)
     assert around(1e-3, 2) == pytest.approx([10**-3.25, 10**-2.75], rel=1e-5)
+
+
+def test_the_division_has_a_seed_of_its_own() -> None:
+    examples = [Example((i, i), (i, i)) for i in range(40)]
+    held = [divided(examples, Course(seed=seed, division=division, held_out=0.3))[1] for seed, division in SEEDS]
+    assert held[0] == held[1] != held[2]
+    assert held[2] == held[3]
 
 
 def test_a_sweep_is_its_runs_and_keeps_the_best(model: Path, data: Path, tmp_path: Path) -> None:
@@ -325,11 +337,6 @@ def test_the_progress_tells_the_losses(model: Path, data: Path, tmp_path: Path) 
 
 def test_accuracy_is_that_of_the_held_out_texts(tmp_path: Path) -> None:
     """Counted by hand with the exported adapter, whose examples are drawn as told."""
-    from peft import PeftModel
-
-    from eckart.model.adapting.records import examples_of
-    from eckart.model.adapting.task import divided
-
     base, path = classifier(tmp_path / "bert", labels=3), tmp_path / "data.jsonl"
     words = ("no", "yes", "so")
     lines = [{"text": f"{words[i % 3]} {SENTENCES[i % 5]}", "label": (i + i // 7) % 3} for i in range(42)]
@@ -441,48 +448,47 @@ EARLY = (
 )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "save"),
-    [
-        pytest.param((*EARLY, "--save", "2"), 3, id="early"),
-        pytest.param((*EARLY, "--save", "6"), 5, id="early, saved less often"),
-        pytest.param(
-            ("--bfloat16", "--steps", "11", "--batch", "4", "--save", "3", "--judge", "4", "--held-out", "0.2"),
-            2,
-            id="mixed",
-        ),
-        pytest.param(
-            ("--recipe", "kasa", "--steps", "11", "--batch", "4", "--save", "3", "--dropout", "0.1"), 2, id="dropout"
-        ),
-    ],
+MIXED = (
+    "--bfloat16",
+    "--steps",
+    "7",
+    "--batch",
+    "2",
+    "--save",
+    "3",
+    "--judge",
+    "4",
+    "--held-out",
+    "0.2",
+    "--length",
+    "12",
 )
-def test_a_killed_run_ends_in_the_same(
-    options: tuple[str, ...], save: int, model: Path, killer: Killer, tmp_path: Path
-) -> None:
-    """Bytes and losses, wherever it was killed: in the middle, and between its end and the export."""
+DROPPED = ("--recipe", "kasa", "--steps", "11", "--batch", "4", "--save", "3", "--dropout", "0.1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(*EARLY, "--save", "2"), (*EARLY, "--save", "6"), MIXED, DROPPED])
+def test_a_killed_run_ends_in_the_same(options: tuple[str, ...], model: Path, killer: Killer, tmp_path: Path) -> None:
+    """Bytes and losses, wherever it was killed: in the middle, one judgement before an early end, and before the export."""
     few = tmp_path / "few.jsonl"
     few.write_text("\n".join(json.dumps({"text": sentence}) for sentence in SENTENCES))
     command = ["adapt", model, "--data", few, "-o", tmp_path / "out", *options, "--json"]
     whole = killer(*command)
     assert whole.code == 0, whole.err
-    wanted = tree(tmp_path / "out")
-    shutil.rmtree(tmp_path / "out")
+    table, wanted = json.loads(whole.out), tree(tmp_path / "out")
+    save = len(table["judged"]) - 1 if "--patience" in options else 2
     trainer, running = "eckart.model.adapting.trainer:AdapterTrainer", "eckart.model.adapting.running"
     for function, call, when in (
-        ("eckart.model.adapting.kept:write_begun", 0, "before"),
         (f"{running}:write_begun", 1, "after"),
         (f"{trainer}._save_checkpoint", save, "after"),
         (f"{trainer}._save", save, "after"),
         (f"{running}:written", 1, "before"),
     ):
-        killed = killer(*command, function=function, call=call, when=when)
-        if call:
-            assert killed.code == -9, killed.err
-            killed = killer(*command)
-        assert (killed.code, json.loads(killed.out)) == (0, json.loads(whole.out)), killed.err
-        assert tree(tmp_path / "out") == wanted
         shutil.rmtree(tmp_path / "out")
+        assert killer(*command, function=function, call=call, when=when).code == -9
+        again = killer(*command)
+        assert (again.code, json.loads(again.out)) == (0, table), again.err
+        assert tree(tmp_path / "out") == wanted
 
 
 def test_what_is_best_is_kept_however_seldom_is_saved(model: Path, tmp_path: Path) -> None:
