@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from combinations import PAGE, page
 
 from eckart.bundled import MODEL
 
@@ -67,6 +68,11 @@ def test_every_option_that_the_readme_names_exists() -> None:
     }
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.read_text(encoding="utf-8")))
     assert named <= known, f"not options: {sorted(named - known)}"
+
+
+def test_the_page_of_what_goes_with_what_is_current() -> None:
+    """Written anew by ``python tests/combinations.py``."""
+    assert PAGE.read_text(encoding="utf-8") == page()
 
 
 def test_design_page_names_files_that_exist() -> None:

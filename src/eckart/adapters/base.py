@@ -8,14 +8,19 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.forms import Form
 from eckart.adapters.pick import Bottom
 from eckart.adapters.sources import components
+from eckart.adapters.start import Start
 from eckart.metric import Metric
 from eckart.operator import Dense, Factors, Operator
 
 
 class Base(Protocol):
     """What is taken from a weight before it is frozen."""
+
+    def check(self, start: Start, form: Form) -> None:
+        """Raise ``ValueError`` for a start and a form with which the map would be none any more."""
 
     def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
         """The part that is taken of ``weight`` (m, n), ``begun`` being the update that the adapter begins with; ``None`` for nothing."""
@@ -24,6 +29,9 @@ class Base(Protocol):
 @dataclass(frozen=True)
 class Untouched:
     """Nothing is taken."""
+
+    def check(self, start: Start, form: Form) -> None:
+        """Whatever it begins with will do."""
 
     def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
         """Nothing."""
@@ -34,6 +42,9 @@ class Untouched:
 class LessStart:
     """The update that the adapter begins with is taken, as it is stored, so that both together are the weight."""
 
+    def check(self, start: Start, form: Form) -> None:
+        """Whatever it begins with will do."""
+
     def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
         """The update."""
         return begun
@@ -42,6 +53,13 @@ class LessStart:
 @dataclass(frozen=True)
 class LessAll:
     """The whole weight is taken: what trains stands in its place."""
+
+    def check(self, start: Start, form: Form) -> None:
+        """Both together have to begin near the weight."""
+        if not (start.approximates and form.is_product):
+            raise ValueError(
+                f"nothing is left of the weight, and {type(form).__name__} begins with nothing near it: start a product from the weight"
+            )
 
     def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
         """The weight."""
@@ -56,6 +74,9 @@ class LessTail:
     >>> taken.dense().round(decimals=6).tolist()
     [[0.0, 0.0], [0.0, 1.0]]
     """
+
+    def check(self, start: Start, form: Form) -> None:
+        """Whatever it begins with will do."""
 
     def __call__(self, weight: Tensor, begun: Operator, rank: int, rng: Generator) -> Operator | None:
         """The product of those components."""

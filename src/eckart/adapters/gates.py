@@ -89,6 +89,8 @@ class Router:
     def __post_init__(self) -> None:
         if not 1 <= self.top <= self.experts:
             raise ValueError(f"{self.top} of {self.experts} experts: let at least one act, and no more than there are")
+        if self.top == 1 < self.experts:
+            raise ValueError("the weight of a single expert is always 1, so that nothing would route: let two act")
 
     @property
     def roles(self) -> Mapping[str, Role]:

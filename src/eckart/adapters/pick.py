@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Pick(Protocol):
-    """Numbers, from the largest on, of the components whose left and whose right vectors are taken."""
+    """Numbers, from the largest on, of the components whose left and whose right vectors are taken; ``rest`` where others follow them."""
+
+    @property
+    def rest(self) -> bool:
+        """Whether it lists all components, those that are picked first."""
 
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists, (rank,) or longer, for a matrix that has ``size`` components; ``ValueError`` where there are too few."""
@@ -23,6 +27,8 @@ class Top:
     >>> Top()(2, 5)[0].tolist()
     [0, 1]
     """
+
+    rest: ClassVar[bool] = False
 
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists."""
@@ -37,6 +43,8 @@ class Bottom:
     [3, 4]
     """
 
+    rest: ClassVar[bool] = False
+
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists."""
         return _both(torch.arange(size - rank, size), size)
@@ -49,6 +57,8 @@ class BottomFirst:
     >>> BottomFirst()(2, 5)[0].tolist()
     [3, 4, 0, 1, 2]
     """
+
+    rest: ClassVar[bool] = True
 
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists."""
@@ -64,6 +74,8 @@ class Ends:
     [0, 1, 8]
     """
 
+    rest: ClassVar[bool] = False
+
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists."""
         low = rank // 2
@@ -77,6 +89,8 @@ class Crossed:
     >>> [part.tolist() for part in Crossed()(2, 5)]
     [[2, 3], [0, 1]]
     """
+
+    rest: ClassVar[bool] = False
 
     def __call__(self, rank: int, size: int) -> tuple[Tensor, Tensor]:
         """Both lists."""

@@ -14,6 +14,7 @@ from eckart.stats import Moments
 
 T = TypeVar("T")
 LEFT, MIDDLE, CORE, RIGHT, CORES, PLACES = "left", "middle", "core", "right", "cores", "places"
+REST = "rest"  # components beyond those that are picked, behind them
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,7 @@ class OfSemiNonnegative:
     needs: ClassVar[frozenset[Need]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset({LEFT, RIGHT})
     ordered: ClassVar[bool] = False
-    approximates: ClassVar[bool] = False
+    approximates: ClassVar[bool] = True
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """Both factors."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed
 
 
 class Split(Protocol):
     """Hands on what lies in the middle; ``gives`` says of which parts a seed consists afterwards."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the product of the parts stays what it was."""
 
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """The parts that are there afterwards; ``ValueError`` where those before do not do."""
@@ -25,6 +29,8 @@ class Apart:
     >>> Apart().gives(frozenset({"left", "right"})) == {"left", "right"}
     True
     """
+
+    keeps: ClassVar[bool] = True
 
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """The same parts."""
@@ -45,6 +51,8 @@ class Even:
     >>> split.left.tolist(), split.right.tolist(), split.middle
     ([[2.0]], [[2.0]], None)
     """
+
+    keeps: ClassVar[bool] = True
 
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """Both sides."""
@@ -70,6 +78,8 @@ class ToTheRight:
     [[4.0]]
     """
 
+    keeps: ClassVar[bool] = True
+
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """Both sides."""
         _want(parts, LEFT, MIDDLE, RIGHT)
@@ -93,6 +103,7 @@ class Levelled:
     """
 
     gamma: float = 16.0
+    keeps: ClassVar[bool] = False
 
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """Both sides."""
@@ -115,6 +126,8 @@ class OneSided:
     True
     """
 
+    keeps: ClassVar[bool] = False
+
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """The right side."""
         _want(parts, RIGHT)
@@ -132,6 +145,8 @@ class Outer:
     >>> Outer().gives(frozenset({"left", "middle", "right"})) == {"left", "right"}
     True
     """
+
+    keeps: ClassVar[bool] = False
 
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """Both sides."""

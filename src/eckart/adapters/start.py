@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Generator
 
 from eckart.adapters.pick import Pick, Top
-from eckart.adapters.seed import Seed, Seen
+from eckart.adapters.seed import LEFT, REST, RIGHT, Seed, Seen
 from eckart.adapters.sources import Source
 from eckart.adapters.split import Apart, Split
 from eckart.stats import Need
@@ -42,9 +42,14 @@ class Start:
         return self.source.needs
 
     @property
+    def approximates(self) -> bool:
+        """Whether the product of the parts is meant to be an update."""
+        return self.source.approximates and self.split.keeps
+
+    @property
     def gives(self) -> frozenset[str]:
         """The parts that a form is given."""
-        return self.split.gives(self.source.gives)
+        return self.split.gives(self.source.gives) | ({REST} if self.pick.rest else frozenset())
 
     def __call__(self, seen: Seen, rank: int, scale: float, rng: Generator) -> Seed:
         """The parts for one map, for an update with this factor in front; in float64.
@@ -58,5 +63,6 @@ class Start:
                 middle=None if seed.middle is None else seed.middle / scale,
                 core=None if seed.core is None else seed.core / scale,
                 cores=tuple(core / scale ** (1 / len(seed.cores)) for core in seed.cores),
+                left=seed.left / scale if self.source.gives == {LEFT, RIGHT} and seed.left is not None else seed.left,
             )
         return self.split(seed, seen.shape)

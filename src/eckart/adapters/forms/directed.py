@@ -30,6 +30,11 @@ class Directed:
         """Those of the other form, and the lengths."""
         return {**self.of.roles, LENGTHS: Role(decay=False)}
 
+    @property
+    def is_product(self) -> bool:
+        """As the pair inside of it."""
+        return self.of.is_product
+
     def check(self, gives: frozenset[str]) -> None:
         """What the other form asks for."""
         self.of.check(gives)

@@ -31,6 +31,11 @@ class Gated:
         """Those of both factors and of the gate."""
         return {**Pair.roles, **self.gate.roles}
 
+    @property
+    def is_product(self) -> bool:
+        """As the pair inside of it."""
+        return Pair.is_product
+
     def check(self, gives: frozenset[str]) -> None:
         """What a pair asks for."""
         Pair().check(gives)

@@ -78,6 +78,7 @@ class SparseMiddle:
     """
 
     places: Places = Band()
+    is_product: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {
         LEFT: FROZEN,
         "rows": FROZEN,

@@ -22,6 +22,7 @@ OUTPUTS, WITHIN = "outputs", "within"
 class Pair:
     """``B A`` with B (m, r) and A (r, n): ``left`` and ``right``. A left side that the start does not make is zero (Hu et al. 2021)."""
 
+    is_product: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FREE, RIGHT: FREE}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -41,6 +42,7 @@ class Pair:
 class Spectral:
     """``B diag(d) A`` with a number for each of r directions: ``left``, ``middle``, ``right``, as in a singular value decomposition."""
 
+    is_product: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FREE, MIDDLE: FREE, RIGHT: FREE}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -68,6 +70,7 @@ class Cored:
     Singular values that the start leaves apart become the diagonal of N; without any N is zero where the sides are there.
     """
 
+    is_product: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FREE, CORE: FREE, RIGHT: FREE}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -92,6 +95,7 @@ class Nested:
 
     inner: int = 16
     draw: Draw = Kaiming()
+    is_product: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FROZEN, "inner_left": FREE, "inner_right": FREE, RIGHT: FROZEN}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -118,6 +122,7 @@ class Vectors:
     """``diag(b) B diag(d) A`` with sides that are frozen: b (m,), ``outputs``, begins at zero, d (r,), ``within``, at one value."""
 
     within: Draw = Level(0.1)
+    is_product: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {
         LEFT: FROZEN,
         RIGHT: FROZEN,

@@ -19,6 +19,10 @@ class Form(Protocol):
     def roles(self) -> Mapping[str, Role]:
         """The tensors by name, and how each takes part in training."""
 
+    @property
+    def is_product(self) -> bool:
+        """Whether it begins as the product of the parts that a start makes, and not at zero between or beside them."""
+
     def check(self, gives: frozenset[str]) -> None:
         """Raise ``ValueError`` where a start that makes these parts does not fit."""
 

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from eckart.adapters.forms.protocol import take
 from eckart.adapters.roles import FREE, FROZEN, Role
-from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params, Seed
+from eckart.adapters.seed import LEFT, MIDDLE, REST, RIGHT, Params, Seed
 from eckart.operator import Factors
 
 PRINCIPAL_LEFT, PRINCIPAL_MIDDLE, PRINCIPAL_RIGHT, ENERGY = (
@@ -30,6 +30,7 @@ class Residual:
     the squares that d begins with, so that all together are ``||W||_F^2`` over the squared scale.
     """
 
+    is_product: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         LEFT: FREE,
         MIDDLE: FREE,
@@ -41,8 +42,8 @@ class Residual:
     }
 
     def check(self, gives: frozenset[str]) -> None:
-        """All three parts."""
-        take(gives, "Residual", needed=(LEFT, MIDDLE, RIGHT))
+        """All three parts, of all components."""
+        take(gives, "Residual", needed=(LEFT, MIDDLE, RIGHT, REST))
 
     def init(self, seed: Seed, weight: Tensor, rank: int, rng: Generator) -> dict[str, Tensor]:
         """The components, divided; right vectors of values that are zero are completed to orthonormal ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -26,6 +27,7 @@ class Tucker:
 
     modes: int = 2
     kernel: int = 2
+    is_product: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.modes < 2 or self.kernel < 1:
@@ -66,6 +68,7 @@ class Train:
     """A tensor train of ``count`` cores, all of which train."""
 
     count: int = 3
+    is_product: ClassVar[bool] = True
 
     @property
     def roles(self) -> Mapping[str, Role]:

@@ -26,6 +26,7 @@ class Whole:
     torch.Size([2, 3])
     """
 
+    is_product: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {CHANGE: FREE}
 
     def check(self, gives: frozenset[str]) -> None:

@@ -68,6 +68,7 @@ class Adapt:
 
     def __post_init__(self) -> None:
         self.form.check(self.start.gives)
+        self.base.check(self.start, self.form)
         unknown = sorted(set(self.roles) - set(self.form.roles))
         if unknown:
             raise ValueError(f"there is no tensor {unknown[0]} to give a role: {', '.join(self.form.roles)}")
