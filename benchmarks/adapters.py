@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FARTHEST = (1e-5, 1.0)  # how far a sweep goes on where its best is at an end
 SHARED = 1e-3  # the rate at which all are compared besides
 KNOWN = ("full", "lora", "rslora", "lora-plus", "dora", "pissa", "corda", "eva", "adalora", "vera", "lora-ga")
+# They train within a model made of files, and in the place of an embedding: other tasks than these.
+ELSEWHERE = ("loram", "loram-width", "semi-nmf-embeddings")
 WARM = 0.05  # of the steps the rate rises, then falls as a cosine
 ALIKE = 0.1  # numbers that are nearer than this to LoRA's are as many
 
@@ -65,19 +68,17 @@ class Run:
 def wrapped(task: Task, run: Run) -> tuple[Wrapped, float]:
     """The model with the recipe's adapters, and the processor's seconds that its start took."""
     model = task.model()
-    batches = [
-        dict(batch)
-        for batch, _ in zip(task.batches(task.train, BATCH[task.name], 1000 + run.seed), range(8), strict=False)
-    ]
-    begun = time.process_time()
     recipe = RECIPES[run.recipe]()
+    endless = task.batches(task.train, BATCH[task.name], 1000 + run.seed)
+    batches = [dict(batch) for batch in islice(endless, recipe.batches)]
+    begun = time.process_time()
     start = begin_all(model, recipe, targets_of(model), rank=run.rank, batches=batches, seed=run.seed)
     whole = heads_of(model) if task.labels else ()
     return install(model, recipe, start, rank=run.rank, whole=whole), time.process_time() - begun
 
 
-def perform(task: Task, run: Run, steps: int) -> dict[str, Any]:
-    """Train one adapter; its losses, times and size."""
+def trained(task: Task, run: Run, steps: int) -> tuple[Wrapped, dict[str, Any]]:
+    """An adapter after training, and what that took."""
     torch.manual_seed(run.seed)
     made, start = wrapped(task, run)
     model, state = made.model, made.begin()
@@ -86,6 +87,7 @@ def perform(task: Task, run: Run, steps: int) -> dict[str, Any]:
     begun, curve = time.process_time(), []
     for step, batch in zip(range(1, steps + 1), task.batches(task.train, BATCH[task.name], run.seed), strict=False):
         model.train()
+        made.watch(step, steps)
         found = model(**batch)
         (found.loss + made.output_penalty(batch, found.logits)).backward()
         if made.recipe.penalties:
@@ -97,19 +99,20 @@ def perform(task: Task, run: Run, steps: int) -> dict[str, Any]:
         optimiser.zero_grad()
         curve.append(round(float(found.loss.detach()), 4))
     used = (time.process_time() - begun) / steps
-    if not math.isfinite(curve[-1]):
-        return {"diverged": True, "numbers": made.numbers, "start": start, "step": used}
+    return made, {"numbers": made.numbers, "start": start, "step": used, "curve": curve[:: max(1, steps // 20)]}
+
+
+def perform(task: Task, run: Run, steps: int) -> dict[str, Any]:
+    """Train one adapter; its losses, times and size."""
+    made, told = trained(task, run, steps)
+    return told | judged(task, made.model)
+
+
+def judged(task: Task, model: Any) -> dict[str, Any]:
+    """Losses on what chooses the rate, on what judges, and on the corpus of before; that it diverged where one is no number."""
     (choose, _), (judge, right) = task.losses(model, task.choose), task.losses(model, task.judge)
-    return {
-        "choose": choose,
-        "judge": judge,
-        "right": right,
-        "remembered": task.remembered(model),
-        "numbers": made.numbers,
-        "start": start,
-        "step": used,
-        "curve": curve[:: max(1, steps // 20)],
-    }
+    found = {"choose": choose, "judge": judge, "right": right, "remembered": task.remembered(model)}
+    return found if all(map(math.isfinite, found.values())) else {"diverged": True}
 
 
 def _shape(step: int, steps: int) -> float:
@@ -288,7 +291,7 @@ def work(found: Mapping[str, Task], names: list[str], scratch: Path, part: int, 
             model = task.model()
             judge, right = task.losses(model, task.judge)
             write_run(before, {"judge": judge, "right": right, "remembered": task.remembered(model)})
-        recipes = list(RECIPES) if name.startswith("stories") else [*KNOWN]
+        recipes = [key for key in RECIPES if key not in ELSEWHERE] if name.startswith("stories") else [*KNOWN]
         for recipe in recipes[part::parts]:
             try:
                 chosen = list(settings(task, recipe))

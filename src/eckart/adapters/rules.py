@@ -185,7 +185,9 @@ class _Gram:
 
 def _want_pair(roles: Mapping[str, Role], how: str) -> None:
     if set(roles) != {LEFT, RIGHT} or not all(role.trains for role in roles.values()):
-        raise ValueError(f"gradients are {how} for a pair of factors that both train, not for {', '.join(roles)}")
+        raise ValueError(
+            f"gradients are {how} for a pair of factors that both train, not for {', '.join(roles) or 'nothing'}"
+        )
 
 
 def _wide(gradients: Params, params: Params) -> tuple[Tensor, Tensor, Tensor, Tensor]:
