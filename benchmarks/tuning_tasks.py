@@ -150,18 +150,19 @@ def _sentiment(data: Path, scratch: Path) -> Task:
         with (data / "sst2" / f"{name}.tsv").open(encoding="utf-8") as handle:
             rows = list(csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
         random.Random(0).shuffle(rows)
-        records = [{"text": text, "label": int(label)} for text, label in rows[:count]]
+        records = [{"text": f"{tokenizer.bos_token}{text}", "label": int(label)} for text, label in rows[:count]]
         return tuple(examples_of(records, tokenizer, LENGTH))
 
     return Task("bert-sst2", folder, read("train", 6920), read("dev", 872), read("test", 872), scratch / "wiki.txt", 2)
 
 
 def _learnt(data: Path, folder: Path) -> PreTrainedModel:
-    """A small BERT that learnt to guess hidden words of WikiText-2, for nothing else of its kind is at hand."""
+    """A small BERT that learnt to guess hidden words of WikiText-2 and, unlabelled, of what it will judge; none is at hand."""
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = load_tokenizer(data / "wikitext2_llama_8m")
-    text = gzip.decompress((data / "wikitext2" / "train.txt.gz").read_bytes()).decode()[:4_000_000]
-    ids = encode(tokenizer, text)
+    text = gzip.decompress((data / "wikitext2" / "train.txt.gz").read_bytes()).decode()[:2_000_000]
+    said = (data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
+    ids = encode(tokenizer, text + "\n".join(line.rpartition("\t")[0] for line in said) * 4)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -190,9 +191,11 @@ STEPS = 2000  # of what a BERT learns before
 
 
 def _masked(ids: Tensor, seed: int, size: int = 16) -> Iterator[Batch]:
-    """Windows of a text in which some tokens are hidden, by the last id of the vocabulary, and are the labels."""
-    rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    """Windows of a text in which some tokens are hidden, by the last id of the vocabulary, and are the labels; all begin with id 0."""
+    rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH).clone()
+    rows[:, 0] = 0
     hidden = torch.rand(rows.shape, generator=torch.Generator().manual_seed(seed)) < HIDDEN
+    hidden[:, 0] = False
     for at in range(0, len(rows), size):
         part, there = rows[at : at + size], hidden[at : at + size]
         yield {"input_ids": part.masked_fill(there, 4095), "labels": part.masked_fill(~there, -100)}
