@@ -41,7 +41,7 @@ from eckart.model.progress import peak_memory  # noqa: E402
 RUNS = HERE / "results" / "adapters.jsonl"
 RANK = 8
 STEPS = {"stories-e2e": 100, "stories-shakespeare": 100, "llama-shakespeare": 60, "bert-sst2": 100}
-BATCH = {"stories-e2e": 4, "stories-shakespeare": 4, "llama-shakespeare": 4, "bert-sst2": 8}
+BATCH = {"stories-e2e": 4, "stories-shakespeare": 4, "llama-shakespeare": 4, "bert-sst2": 16}
 SEEDS = (0, 1, 2)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FARTHEST = (1e-5, 1.0)  # how far a sweep goes on where its best is at an end

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from stories import convert
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification
 
 from eckart.model.adapting.records import Example, collate, examples_of
 from eckart.model.evaluate import load, score_ids
@@ -23,20 +22,20 @@ from eckart.model.text import encode, load_tokenizer
 Batch = Mapping[str, Tensor]
 LENGTH = 64  # tokens of a window or of a record
 JUDGED = 96  # examples that choose the rate, and as many that judge
+LEARNT = 600  # steps of what a classifier learns before
 MEMORY = 2048  # tokens of the text on which a model may forget
-HIDDEN = 0.15  # share of the tokens that a masked language model has to guess
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model in a folder, examples to learn from, to choose by and to judge by, and a text of what was learnt before."""
+    """A model in a folder, examples to learn from, to choose by and to judge by, and a text, or examples, of what was learnt before."""
 
     name: str
     folder: Path
     train: tuple[Example, ...]
     choose: tuple[Example, ...]
     judge: tuple[Example, ...]
-    before: Path
+    before: Path | tuple[Example, ...]
     labels: int | None = None
 
     @property
@@ -49,7 +48,9 @@ class Task:
         if self.labels is None:
             return load(self.folder, dtype=torch.float32)
         torch.manual_seed(0)
-        return BertForSequenceClassification.from_pretrained(self.folder, num_labels=self.labels, dtype=torch.float32)
+        model = BertForSequenceClassification.from_pretrained(self.folder, dtype=torch.float32)
+        model.classifier.reset_parameters()
+        return model
 
     def batches(self, examples: Sequence[Example], size: int, seed: int | None = None) -> Iterator[Batch]:
         """Batches of a size: in order, once; with a seed without end, every time in another order."""
@@ -78,15 +79,12 @@ class Task:
         return total / count, right / count
 
     def remembered(self, model: Any) -> float:
-        """Nats per token on the text of before: of the next token, or of those that are hidden."""
+        """Nats per token on the text of before, of a classifier per text that it learnt from before."""
+        if not isinstance(self.before, Path):
+            return self.losses(model, self.before)[0]
         ids = encode(load_tokenizer(self.folder), self.before.read_text(encoding="utf-8"))[:MEMORY]
         model.eval()
-        if self.labels is None:
-            return score_ids(model, ids, 256).mean
-        whole = BertForMaskedLM.from_pretrained(self.folder, dtype=torch.float32).eval()
-        whole.bert.encoder, whole.bert.embeddings = model.bert.encoder, model.bert.embeddings
-        with torch.no_grad():
-            return float(torch.stack([whole(**batch).loss for batch in _masked(ids, seed=1)]).mean())
+        return score_ids(model, ids, 256).mean
 
 
 def tasks(data: Path, scratch: Path, names: Sequence[str]) -> dict[str, Task]:
@@ -140,62 +138,40 @@ def _lines(path: Path) -> list[str]:
 
 
 def _sentiment(data: Path, scratch: Path) -> Task:
+    """A small BERT that has learnt from the first half of SST-2, all of it, is to learn from the second half, with a new head."""
     folder = scratch / "bert"
-    if not (folder / "config.json").exists():
-        _learnt(data, scratch / "bert-work")
-        (scratch / "bert-work").rename(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(data / "wikitext2_llama_8m")
 
-    def read(name: str, count: int) -> tuple[Example, ...]:
+    def read(name: str) -> list[Example]:
         with (data / "sst2" / f"{name}.tsv").open(encoding="utf-8") as handle:
             rows = list(csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))
         random.Random(0).shuffle(rows)
-        records = [{"text": f"{tokenizer.bos_token}{text}", "label": int(label)} for text, label in rows[:count]]
-        return tuple(examples_of(records, tokenizer, LENGTH))
+        records = [{"text": f"{tokenizer.bos_token}{text}", "label": int(label)} for text, label in rows]
+        return examples_of(records, tokenizer, LENGTH)
 
-    return Task("bert-sst2", folder, read("train", 6920), read("dev", 872), read("test", 872), scratch / "wiki.txt", 2)
+    train, half = read("train"), 3460
+    before = tuple(train[:half])
+    if not (folder / "config.json").exists():
+        work = scratch / "bert-work"
+        shutil.rmtree(work, ignore_errors=True)
+        _learnt(before, len(tokenizer)).save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        work.rename(folder)
+    after, choose, judge = tuple(train[half:]), tuple(read("dev")[:400]), tuple(read("test")[:800])
+    return Task("bert-sst2", folder, after, choose, judge, before[:400], 2)
 
 
-def _learnt(data: Path, folder: Path) -> PreTrainedModel:
-    """A small BERT that learnt to guess hidden words of WikiText-2 and, unlabelled, of what it will judge; none is at hand."""
-    shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = load_tokenizer(data / "wikitext2_llama_8m")
-    text = gzip.decompress((data / "wikitext2" / "train.txt.gz").read_bytes()).decode()[:2_000_000]
-    said = (data / "sst2" / "train.tsv").read_text(encoding="utf-8").splitlines()
-    ids = encode(tokenizer, text + "\n".join(line.rpartition("\t")[0] for line in said) * 4)
+def _learnt(examples: Sequence[Example], vocabulary: int) -> Any:
+    """A small BERT after some rounds through examples, for none that others trained is at hand."""
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-    )
-    model = BertForMaskedLM(config).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=STEPS)
-    for step in range(STEPS):
-        starts = torch.randint(0, len(ids) - LENGTH, (8,), generator=torch.Generator().manual_seed(step))
-        (batch,) = _masked(torch.cat([ids[at : at + LENGTH] for at in starts]), seed=step, size=8)
-        model(**batch).loss.backward()
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BertForSequenceClassification(BertConfig(vocab_size=vocabulary, num_labels=2, **sizes)).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=LEARNT)
+    rng = random.Random(0)
+    for _ in range(LEARNT):
+        model(**collate([example.table for example in rng.sample(examples, 32)], 0)).loss.backward()
         optimiser.step()
         schedule.step()
         optimiser.zero_grad()
-    model.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
-
-
-STEPS = 2000  # of what a BERT learns before
-
-
-def _masked(ids: Tensor, seed: int, size: int = 16) -> Iterator[Batch]:
-    """Windows of a text in which some tokens are hidden, by the last id of the vocabulary, and are the labels; all begin with id 0."""
-    rows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH).clone()
-    rows[:, 0] = 0
-    hidden = torch.rand(rows.shape, generator=torch.Generator().manual_seed(seed)) < HIDDEN
-    hidden[:, 0] = False
-    for at in range(0, len(rows), size):
-        part, there = rows[at : at + size], hidden[at : at + size]
-        yield {"input_ids": part.masked_fill(there, 4095), "labels": part.masked_fill(~there, -100)}
+    return model.eval()
