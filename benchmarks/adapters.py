@@ -149,9 +149,12 @@ def _numbers(task: Task, recipe: str, rank: int) -> int | None:
 
 def sweep(task: Task, recipe: str, equal: str, rank: int, there: Mapping[Run, dict[str, Any]]) -> Iterator[Run]:
     """The runs of a sweep that are missing; asked again after each of them, it goes on where the best rate is at an end."""
-    rates = sorted(
-        {*RATES, *(run.rate for run in there if (run.task, run.recipe, run.equal) == (task.name, recipe, equal))}
-    )
+    made = {
+        run.rate
+        for run, result in there.items()
+        if (run.task, run.recipe, run.equal) == (task.name, recipe, equal) and "memory" not in result
+    }
+    rates = sorted({*RATES, *made})
     runs = [Run(task.name, recipe, rank, equal, rate, seed) for rate in rates for seed in SEEDS]
     missing = [run for run in runs if run not in there]
     if missing:
