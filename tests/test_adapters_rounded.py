@@ -185,6 +185,7 @@ def test_the_adapter_is_served_on_the_rounded_model_beside_it(
     served = PeftModel.from_pretrained(base, out).eval()
     stored, config = load_file(out / "adapter_model.safetensors"), json.loads((out / "adapter_config.json").read_text())
     own = loaded(stock)  # by hand: the base's numbers plus B A
+    assert done.parameters == sum(parameter.numel() for parameter in own.parameters())  # however few bits they have
     for name in done.ranks:
         place = f"base_model.model.{name}.lora_"
         update = stored[f"{place}B.weight"] @ stored[f"{place}A.weight"] * config["lora_alpha"] / config["r"]

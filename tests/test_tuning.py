@@ -136,6 +136,7 @@ def test_what_was_learnt_is_served_by_peft_on_the_untouched_model(model: Path, d
     assert done.numbers == sum(
         4 * (m + n) for m, n in 3 * [(48, 48), (24, 48), (24, 48), (48, 48), (96, 48), (96, 48), (48, 96)]
     )
+    assert done.parameters == sum(parameter.numel() for parameter in loaded(model).parameters())
     served = PeftModel.from_pretrained(loaded(model), tmp_path / "out").eval()
     before = logits(loaded(model))
     assert far(logits(served), before) > 0.1

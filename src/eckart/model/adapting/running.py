@@ -121,7 +121,7 @@ def complete(
         )
 
     inner = processes.once(prepared)
-    wrapped, losses = _trained(work, start, inner, task, course, material, board, progress)
+    wrapped, parameters, losses = _trained(work, start, inner, task, course, material, board, progress)
 
     def finish() -> None:
         done, own = export.put(wrapped, work / ADAPTER, Checkpoint(task.model))
@@ -134,7 +134,7 @@ def complete(
             {
                 "ranks": dict(done.ranks),
                 "numbers": wrapped.numbers,
-                "parameters": sum(parameter.numel() for parameter in wrapped.model.parameters()) - wrapped.numbers,
+                "parameters": parameters,
                 "left_out": {name: bound.achieved / bound.scale for name, bound in done.bounds.items() if bound.scale},
                 "rounded": {name: list(errors) for name, errors in wrapped.rounded.items()},
                 "own": own,
@@ -163,10 +163,13 @@ def _trained(
     material: Material,
     board: Path | None,
     progress: Progress,
-) -> tuple[Wrapped, list[dict[str, Any]]]:
-    """The model with its adapters after training, and what was noted on the way."""
+) -> tuple[Wrapped, int, list[dict[str, Any]]]:
+    """The model with its adapters after training, how many parameters it had before, and what was noted on the way."""
     processes = together()
     model = task.load(inner, course.seed)
+    whole = () if task.labels is None else heads_of(model)
+    heads = sum(parameter.numel() for name in whole for parameter in model.get_submodule(name).parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters()) - heads
     model.name_or_path = task.called  # which the export tells, so that PEFT finds the model by itself
 
     def measure() -> None:
@@ -178,7 +181,6 @@ def _trained(
 
     processes.once(measure)
     begun = read_begun(start) or {}
-    whole = () if task.labels is None else heads_of(model)
     wrapped = install(model, task.recipe, begun, rank=task.rank, whole=whole, dropout=course.dropout)
     checkpoint = processes.once(lambda: newest(work))
     writer = None if board is None or not processes.first else board_in(board, after=step_of(checkpoint))
@@ -195,7 +197,7 @@ def _trained(
     )
     trainer.run(checkpoint)
     wrapped.model.eval()
-    return wrapped, trainer.state.log_history
+    return wrapped, parameters, trainer.state.log_history
 
 
 def _dtype_of(checkpoint: Checkpoint) -> torch.dtype | None:
