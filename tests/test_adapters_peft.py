@@ -253,18 +253,21 @@ def test_maps_of_the_same_inputs_share_their_moments(stock: Path) -> None:
             ):
                 leader = seen[f"{layer}.{first}"]
                 assert all(held[f"{layer}.{other}"] == id(leader.moments) for other in others)
-                assert leader.once("answer", lambda: 1) == 1
-                assert all(seen[f"{layer}.{other}"].once("answer", lambda: 2) == 1 for other in others)
-            assert seen[f"{layer}.mlp.down_proj"].once("answer", lambda: 3) == 3
+                assert all(seen[f"{layer}.{other}"].worked_out is leader.worked_out for other in others)
+        assert len({id(found.worked_out) for found in seen.values()}) == 4 * 3
 
 
-def test_directions_are_decomposed_once_for_each_input(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For ranks and starts together; a text is run once for both, and once in part to see which inputs are the same."""
-    count, runs = [], []
-    stock_eigen = sources.symmetric_eigen
-    monkeypatch.setattr(sources, "symmetric_eigen", lambda a: (count.append(a), stock_eigen(a))[1])
+@pytest.mark.parametrize("room", [250_000_000, 1])
+def test_directions_are_decomposed_once_for_each_input(room: int, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ranks and starts together; a text is run once for both where all moments fit, and not at all for the starts."""
+    decomposed, runs = [], []
+    stock_components = sources.components
+    monkeypatch.setattr(sources, "components", lambda *args: (decomposed.append(1), stock_components(*args))[1])
+    monkeypatch.setattr(importlib.import_module("eckart.model.adapting.observe"), "ROOM", room)
     model = loaded(stock)
     model.register_forward_pre_hook(lambda *_: runs.append(1))
-    wrap(model, eva(), rank=6, batches=single())
-    assert len(count) == 4 * 3
-    assert len(runs) == 1 + 3
+    made = wrap(model, eva(), rank=6, batches=single())
+    assert len(decomposed) == 4 * 3
+    assert len(runs) == 1 + 3 * (1 if room > 1 else len(runs) // 3)
+    assert (len(runs) > 4) == (room == 1)
+    assert all(bool(adapter.right.any()) for adapter in made.adapters.values())

@@ -32,10 +32,13 @@ class Redistribute:
         if not self.most >= 1:
             raise ValueError(f"a map has at most {self.most:g} times the rank: give 1 or more")
 
+    def cap(self, rank: int) -> int | None:
+        """The most directions that a map gets, ``None`` where it may get all."""
+        return None if math.isinf(self.most) else math.floor(self.most * rank)
+
     def __call__(self, shares: Mapping[str, Tensor], rank: int) -> dict[str, int]:
         """Ranks by name that add up to ``rank`` for each, for descending shares of what there is to explain."""
-        cap = None if math.isinf(self.most) else math.floor(self.most * rank)
-        slots = {name: _slot(found[:cap]) for name, found in shares.items()}
+        slots = {name: _slot(found[: self.cap(rank)]) for name, found in shares.items()}
         budget = sum(min(rank, slot.size - 1) + 1 for slot in slots.values())
         ranks = self.allocate(slots, min(budget, sum(slot.size for slot in slots.values()))).ranks
         return {name: (slot.size if ranks[name] is None else int(ranks[name] or 0)) - 1 for name, slot in slots.items()}

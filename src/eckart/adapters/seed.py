@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 from eckart.adapters.draws import Draw
 from eckart.stats import Moments
 
-T = TypeVar("T")
 LEFT, MIDDLE, CORE, RIGHT, CORES, PLACES = "left", "middle", "core", "right", "cores", "places"
 REST = "rest"  # components beyond those that are picked, behind them
 
@@ -99,18 +98,6 @@ class Seen:
     worked_out: dict[str, Any] = field(
         default_factory=dict
     )  # of the moments, in common with all maps of the same inputs
-
-    def once(self, name: str, work: Callable[[], T]) -> T:
-        """What ``work`` makes of the moments, which maps of the same inputs need not repeat.
-
-        >>> seen = Seen(torch.eye(1))
-        >>> [seen.once("a", lambda: 1), seen.once("a", lambda: 2)]
-        [1, 1]
-        """
-        if name not in self.worked_out:
-            self.worked_out[name] = work()
-        found: T = self.worked_out[name]
-        return found
 
     @property
     def natural(self) -> Tensor:

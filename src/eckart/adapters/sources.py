@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 
 from eckart.adapters.draws import Draw
 from eckart.adapters.forms.blocks import block_means
-from eckart.adapters.pick import Pick
+from eckart.adapters.pick import Pick, Top
 from eckart.adapters.seed import CORE, CORES, LEFT, MIDDLE, PLACES, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
-from eckart.linalg import ACCURACY, SymmetricEigen, qr, semi_nmf, symmetric_eigen, tensor_train, truncated_svd
+from eckart.linalg import ACCURACY, qr, semi_nmf, tensor_train, truncated_svd
 from eckart.metric import Metric
 from eckart.operator import Factors, TensorTrain
 from eckart.stats import MetricRule, Need, Plain
@@ -22,8 +22,8 @@ from eckart.stats import MetricRule, Need, Plain
 class Explaining(Protocol):
     """A source that knows how much each of its directions explains."""
 
-    def shares(self, seen: Seen) -> Tensor:
-        """Of what there is to explain the share of each direction, descending, adding up to 1."""
+    def shares(self, seen: Seen, most: int | None = None) -> Tensor:
+        """Of what there is to explain the share of each direction, or of the first ``most``, descending; those of all add up to 1."""
 
 
 class Source(Protocol):
@@ -182,6 +182,7 @@ class OfInputs:
     """
 
     centred: bool = True
+    accuracy: float = ACCURACY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRAM})
     gives: ClassVar[frozenset[str]] = frozenset({RIGHT})
     ordered: ClassVar[bool] = True
@@ -189,17 +190,25 @@ class OfInputs:
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """The directions."""
-        found = self._eigen(seen)
-        _, picked = pick(rank, len(found.values))
-        return Seed(right=found.vectors[:, picked].T)
+        _, picked = pick(rank, seen.shape[1])
+        return Seed(right=self._leading(seen, int(picked.max()) + 1)[0][:, picked].T)
 
-    def shares(self, seen: Seen) -> Tensor:
+    def shares(self, seen: Seen, most: int | None = None) -> Tensor:
         """Of the variance of the inputs the share of each direction, descending."""
-        values = self._eigen(seen).values.clamp(min=0)
-        return values / values.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        _, values, total = self._leading(seen, seen.shape[1] if most is None else min(most, seen.shape[1]))
+        return values[:most] / max(total, torch.finfo(torch.float64).tiny)
 
-    def _eigen(self, seen: Seen) -> SymmetricEigen:
-        return seen.once(repr(self), lambda: symmetric_eigen(self.moment(seen)))
+    def _leading(self, seen: Seen, count: int) -> tuple[Tensor, Tensor, float]:
+        """Directions as columns, at least so many, their variances, and the variance of all."""
+        known = seen.worked_out.get(repr(self))
+        if known is None or known[0].shape[1] < count:
+            moment = self.moment(seen)
+            seed = components(moment, Metric.plain(), Top(), count, self.accuracy, Generator().manual_seed(0))
+            assert seed.left is not None
+            assert seed.middle is not None
+            known = seed.left, seed.middle, float(moment.diagonal().sum())
+            seen.worked_out[repr(self)] = known
+        return known
 
     def moment(self, seen: Seen) -> Tensor:
         """The covariance (n, n), or the second moment."""
@@ -331,9 +340,9 @@ class OfBlocks:
         best = means.flatten().argsort(descending=True, stable=True)[:rank].sort().values
         return Seed(places=torch.stack([best // means.shape[1], best % means.shape[1]], 1))
 
-    def shares(self, seen: Seen) -> Tensor:
+    def shares(self, seen: Seen, most: int | None = None) -> Tensor:
         """The mean magnitudes, descending."""
-        return self._means(seen).flatten().sort(descending=True).values
+        return self._means(seen).flatten().sort(descending=True).values[:most]
 
     def _means(self, seen: Seen) -> Tensor:
         assert seen.gradient is not None
@@ -362,13 +371,13 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     """Picked left vectors, values and right vectors of a matrix (m, n) in a metric; ``ValueError`` where there are not as many."""
     left, right = pick(rank, min(matrix.shape))
     reach = int(torch.cat([left, right]).max()) + 1
-    if reach == min(matrix.shape):  # everything: one decomposition will do
-        basis, rows = _triangular(matrix.to(torch.float64))
-    else:
+    span: Tensor | None = None
+    rows = matrix.to(torch.float64)
+    if reach < min(matrix.shape):  # else one decomposition will do
         found = truncated_svd(matrix, reach, metric=metric, accuracy=accuracy, dtype=torch.float64, rng=rng).op
         assert isinstance(found, Factors)
         # Of the factors the left one spans the subspace; within it the vectors are those of the small matrix that is left.
-        basis, triangle = torch.linalg.qr(found.left)
+        span, triangle = torch.linalg.qr(found.left)
         rows = triangle @ found.right
     turned, values, _ = torch.linalg.svd(metric.whiten(rows), full_matrices=False)
     if len(values) < reach:
@@ -376,17 +385,8 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
             f"{len(values)} of {min(matrix.shape)} components are left in the metric of what was seen, and number {reach} is picked: "
             "show it more, or pick Top"
         )
-    basis, rows = basis @ turned, turned.T @ rows
+    basis, rows = turned if span is None else span @ turned, turned.T @ rows
     signs = torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
     basis, rows = basis * signs, rows * signs.T
     lengths = torch.where(values > 0, values, torch.ones_like(values))
     return Seed(left=basis[:, left], middle=values[right], right=rows[right] / lengths[right, None])
-
-
-def _triangular(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Two factors of a matrix (m, n), the left one orthonormal and the right one of no more rows than columns."""
-    m, n = matrix.shape
-    if m <= n:
-        return torch.eye(m, dtype=matrix.dtype, device=matrix.device), matrix
-    basis, triangle = torch.linalg.qr(matrix)
-    return basis, triangle

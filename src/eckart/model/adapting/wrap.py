@@ -92,13 +92,14 @@ def begin_all(
     shapes = [shape_of(module) for module in modules.values()]
     pool = Pool((max(m for m, _ in shapes), max(n for _, n in shapes)), seeded(seed, "adapters"))
     begun: dict[str, Begun] = {}
-    ranks, groups = _ranks(model, recipe, names, rank, batches, seed)
-    for group in groups or observe(model, names, recipe.needs, batches):
+    ranks, known = _ranks(model, recipe, names, rank, batches, seed)
+    for group in observe(model, names, frozenset() if known else recipe.needs, batches):
         for name, seen in ((name, seen) for name, seen in group.items() if ranks[name]):
             try:
                 check_takes(modules[name], recipe.form)
                 rng = seeded(seed, f"adapter/{name}")
-                begun[name] = begin(recipe, replace(seen, pool=pool), ranks[name], recipe.scale(rank), rng)
+                seen = replace(seen, pool=pool, worked_out=known.get(name, seen.worked_out))
+                begun[name] = begin(recipe, seen, ranks[name], recipe.scale(rank), rng)
                 if begun[name].taken is not None:
                     check_takeable(model, modules[name])
                 if begun[name].base is not None:
@@ -150,18 +151,19 @@ def heads_of(model: Any) -> list[str]:
 
 def _ranks(
     model: Any, recipe: Adapt, names: Sequence[str], rank: int, batches: Sequence[Batch], seed: int
-) -> tuple[Mapping[str, int], list[dict[str, Seen]]]:
-    """The rank of each map, and what was seen for it where that is in memory at once; else statistics are to be taken anew."""
+) -> tuple[Mapping[str, int], Mapping[str, dict[str, Any]]]:
+    """The rank of each map, and where that is enough to start what was worked out for it: else statistics are to be taken anew."""
     if recipe.ranks is None:
-        return dict.fromkeys(names, rank), []
+        return dict.fromkeys(names, rank), {}
     if not isinstance(recipe.ranks, Redistribute):
-        return recipe.ranks(model, names, batches, rank=rank, scale=recipe.scale, seed=seed), []
+        return recipe.ranks(model, names, batches, rank=rank, scale=recipe.scale, seed=seed), {}
     source: Any = recipe.start.source
     shares: dict[str, Tensor] = {}
-    group: dict[str, Seen] = {}
+    known: dict[str, dict[str, Any]] = {}
     for group in observe(model, names, recipe.needs, batches):
-        shares |= {name: source.shares(seen) for name, seen in group.items()}
-    return recipe.ranks(shares, rank), [group] if len(group) == len(names) else []
+        shares |= {name: source.shares(seen, recipe.ranks.cap(rank)) for name, seen in group.items()}
+        known |= {name: seen.worked_out for name, seen in group.items()}
+    return recipe.ranks(shares, rank), known if all(known.values()) else {}
 
 
 def begin(recipe: Adapt, seen: Seen, rank: int, scale: float, rng: Generator) -> Begun:

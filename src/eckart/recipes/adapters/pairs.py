@@ -145,7 +145,7 @@ def eva(alpha: float = 16.0, most: float = 2.0, *, centred: bool = True) -> Adap
             "One Initialization to Rule them All: Fine-tuning via Explained Variance Adaptation",
             "arXiv:2410.07170",
             (
-                "directions are those of all inputs seen, exactly; the paper updates them batch by batch until they settle",
+                "directions are those of all inputs seen at once; the paper updates them batch by batch until they settle",
                 "tokens of which no loss is taken count as well; the released code leaves them out",
                 "the scale stays that of the rank asked for, whatever rank a map gets, as in the released code",
             ),
