@@ -235,9 +235,12 @@ class OrthogonalTriangular:
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """Both parts."""
-        q, r = qr(seen.weight)
-        left, right = pick(rank, len(r))
-        return Seed(left=q[:, left], right=r[right])
+        left, right = pick(rank, min(seen.shape))
+        wide = seen.weight.to(torch.float64)
+        q, _ = qr(
+            wide[:, : int(torch.cat([left, right]).max()) + 1]
+        )  # later columns have no part in the first ones of Q
+        return Seed(left=q[:, left], right=q[:, right].T @ wide)
 
 
 @dataclass(frozen=True)
