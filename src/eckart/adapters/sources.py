@@ -374,22 +374,26 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     """Picked left vectors, values and right vectors of a matrix (m, n) in a metric; ``ValueError`` where there are not as many."""
     left, right = pick(rank, min(matrix.shape))
     reach = int(torch.cat([left, right]).max()) + 1
+    wide = matrix.to(torch.float64)
+    seen = metric.whiten(wide)
     span: Tensor | None = None
-    rows = matrix.to(torch.float64)
-    if reach < min(matrix.shape):  # else one decomposition will do
-        found = truncated_svd(matrix, reach, metric=metric, accuracy=accuracy, dtype=torch.float64, rng=rng).op
+    if reach < min(seen.shape):  # else one decomposition will do
+        found = truncated_svd(
+            matrix if metric.is_plain else seen, reach, accuracy=accuracy, dtype=torch.float64, rng=rng
+        ).op
         assert isinstance(found, Factors)
         # Of the factors the left one spans the subspace; within it the vectors are those of the small matrix that is left.
-        span, triangle = torch.linalg.qr(found.left)
-        rows = triangle @ found.right
-    turned, values, _ = torch.linalg.svd(metric.whiten(rows), full_matrices=False)
+        span = torch.linalg.qr(found.left).Q
+        seen = span.T @ seen
+    turned, values, _ = torch.linalg.svd(seen, full_matrices=False)
     if len(values) < reach:
         raise ValueError(
             f"{len(values)} of {min(matrix.shape)} components are left in the metric of what was seen, and number {reach} is picked: "
             "show it more, or pick Top"
         )
-    basis, rows = turned if span is None else span @ turned, turned.T @ rows
+    basis = turned if span is None else span @ turned
     signs = torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    basis, rows = basis * signs, rows * signs.T
+    basis = basis * signs
+    rows = basis.T @ wide
     lengths = torch.where(values > 0, values, torch.ones_like(values))
     return Seed(left=basis[:, left], middle=values[right], right=rows[right] / lengths[right, None])
