@@ -60,12 +60,8 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cubic:
-    """A budget that stays for the share ``before`` of the steps, falls as a cube, and stays where it ends for the share ``after``.
-
-    >>> [Cubic(before=0.2, after=0.2)(step, 10, 90, 10) for step in (2, 3, 5, 8, 10)]
-    [90, 56, 20, 10, 10]
-    """
+class _Course:
+    """Something stays for the share ``before`` of the steps, changes, and stays for the share ``after``."""
 
     before: float = 0.1
     after: float = 0.3
@@ -74,9 +70,22 @@ class Cubic:
         if not (self.before >= 0 and self.after >= 0 and self.before + self.after < 1):
             raise ValueError(f"{self.before:g} of the steps before and {self.after:g} after leave none in between")
 
+    def between(self, steps: int) -> tuple[int, int]:
+        """The last step before it changes, and the one at which it has."""
+        return round(self.before * steps), steps - round(self.after * steps)
+
+
+@dataclass(frozen=True)
+class Cubic(_Course):
+    """A budget that stays for the share ``before`` of the steps, falls as a cube, and stays where it ends for the share ``after``.
+
+    >>> [Cubic(before=0.2, after=0.2)(step, 10, 90, 10) for step in (2, 3, 5, 8, 10)]
+    [90, 56, 20, 10, 10]
+    """
+
     def __call__(self, step: int, steps: int, first: int, last: int) -> int:
         """The budget at a step, counted from 1, of so many."""
-        begins, ends = round(self.before * steps), steps - round(self.after * steps)
+        begins, ends = self.between(steps)
         if step <= begins:
             return first
         if step > ends:
@@ -85,27 +94,20 @@ class Cubic:
 
     def is_final(self, step: int, steps: int) -> bool:
         """Whether the budget has come to its end."""
-        return step > steps - round(self.after * steps)
+        return step > self.between(steps)[1]
 
 
 @dataclass(frozen=True)
-class Straight:
+class Straight(_Course):
     """A budget that stays for the share ``before`` of the steps, comes to its end by even steps, and stays there for the share ``after``.
 
     >>> [Straight(before=0.2, after=0.2)(step, 10, 10, 70) for step in (2, 3, 5, 8, 10)]
     [10, 20, 40, 70, 70]
     """
 
-    before: float = 0.1
-    after: float = 0.3
-
-    def __post_init__(self) -> None:
-        if not (self.before >= 0 and self.after >= 0 and self.before + self.after < 1):
-            raise ValueError(f"{self.before:g} of the steps before and {self.after:g} after leave none in between")
-
     def __call__(self, step: int, steps: int, first: int, last: int) -> int:
         """The budget at a step, counted from 1, of so many."""
-        begins, ends = round(self.before * steps), steps - round(self.after * steps)
+        begins, ends = self.between(steps)
         if step <= begins:
             return first
         if step >= ends:

@@ -66,7 +66,25 @@ class AsItIs:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class _Rounding:
+    """What alternates between rounding ``to`` something and starting, in so many ``sweeps``, of which the ``best`` is kept or the last."""
+
+    to: Approximator
+    sweeps: int = 1
+    best: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 1:
+            raise ValueError(f"{self.sweeps} sweeps of rounding and starting: take at least 1")
+
+    @property
+    def keeps_the_weight(self) -> bool:
+        """Rounding does not."""
+        return False
+
+
+@dataclass(frozen=True)
+class Rounded(_Rounding):
     """Rounded by ``to`` after a start X is taken: ``Q(W - X)``.
 
     In each further one of ``sweeps`` the start is made of ``W - base`` in place of W. Where a projection rounds, alternating between two
@@ -85,18 +103,6 @@ class Rounded:
     Raises ``ValueError`` where there is no sweep.
     """
 
-    to: Approximator
-    sweeps: int = 1
-    best: bool = True
-
-    def __post_init__(self) -> None:
-        _check(self.sweeps)
-
-    @property
-    def keeps_the_weight(self) -> bool:
-        """Rounding does not."""
-        return False
-
     def __call__(self, weight: Tensor, begin: Begin) -> Settled:
         """The start, and the rounded rest."""
 
@@ -112,7 +118,7 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class RoundedFirst:
+class RoundedFirst(_Rounding):
     """Rounded by ``to`` before a start is made of what that leaves out: the base is ``Q(W)``, the start one of ``W - base``.
 
     In each further one of ``sweeps`` the base is ``Q(W - X)`` with the start X of the sweep before. With ``best`` the sweep with the least
@@ -128,17 +134,7 @@ class RoundedFirst:
     Raises ``ValueError`` where there is no sweep.
     """
 
-    to: Approximator
     sweeps: int = 5
-    best: bool = True
-
-    def __post_init__(self) -> None:
-        _check(self.sweeps)
-
-    @property
-    def keeps_the_weight(self) -> bool:
-        """Rounding does not."""
-        return False
 
     def __call__(self, weight: Tensor, begin: Begin) -> Settled:
         """The rounded weight, and the start of what it leaves out."""
@@ -152,11 +148,6 @@ class RoundedFirst:
                 rest = _less(weight, start.taken)
 
         return _settled(weight, tries(), self.sweeps, best=self.best)
-
-
-def _check(sweeps: int) -> None:
-    if sweeps < 1:
-        raise ValueError(f"{sweeps} sweeps of rounding and starting: take at least 1")
 
 
 def _rounded(to: Approximator, matrix: Tensor, dtype: torch.dtype) -> Operator:
