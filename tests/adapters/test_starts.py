@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from eckart.adapters.base import LessTail
+from eckart.adapters.base import LessAll, LessTail
 from eckart.adapters.draws import Gaussian, Kaiming, SparseRows
-from eckart.adapters.forms import Cored, Nested, Pair, Spectral
+from eckart.adapters.forms import Blocks, Cored, Directed, Nested, Pair, Spectral, Train, Whole
 from eckart.adapters.pick import Bottom, Crossed, Ends, Top
 from eckart.adapters.seed import Pool, Seed, Seen
 from eckart.adapters.sources import (
@@ -28,7 +28,7 @@ from eckart.adapters.sources import (
 )
 from eckart.adapters.split import Even, Levelled, OneSided, Outer, ToTheRight
 from eckart.adapters.start import Start
-from eckart.adapters.width import PartOf
+from eckart.adapters.width import Counted, PartOf
 from eckart.linalg import DEIM, Rarest
 from eckart.stats import Covariance, Gram, Moments, Plain
 
@@ -284,6 +284,24 @@ def test_a_tail_is_what_a_truncation_leaves_out() -> None:
     assert np.allclose((w - taken.dense()).numpy(), picked(w.numpy(), [*range(19)]), atol=1e-6)
 
 
+def test_what_stands_in_the_place_of_a_weight_begins_near_it() -> None:
+    for form in (Pair(), Directed(Pair())):
+        LessAll().check(Start(OfWeight(), split=Even()), form)
+    LessAll().check(Start(OfTrain(2)), Train(2))
+    for start, form in (
+        (Start(OfWeight(), split=OneSided()), Pair()),  # the left factor is zero
+        (Start(OfWeight(), split=Outer()), Cored()),  # what is between is zero
+        (Start(OfWeight(), split=Levelled()), Pair()),  # the values are gone
+        (Start(OfWeight(), split=Even()), Nested(2)),
+        (Start(Drawn(left=Kaiming(), right=Kaiming())), Pair()),
+        (Start(OfGradient(), split=Even()), Pair()),
+        (Start(OfFirstStep(1e-3), split=Even()), Pair()),
+        (Start(OfWeight(), split=Even()), Whole()),
+    ):
+        with pytest.raises(ValueError, match="nothing is left of the weight"):
+            LessAll().check(start, form)
+
+
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(ValueError, match="Drawn makes has no order to pick Bottom from"):
         Start(Drawn(right=Kaiming()), Bottom())
@@ -295,6 +313,8 @@ def test_what_does_not_fit_is_told() -> None:
         )
     with pytest.raises(ValueError, match="rank 3 is no multiple of 2 blocks"):
         PartOf(2)(3, (8, 8))
+    with pytest.raises(ValueError, match="0 of them: give at least 1"):
+        Counted()(0, (8, 8))
     for form, start, sentence in (
         (Pair(), Start(OfWeight()), "Pair has no place for the middle part of the start"),
         (
@@ -305,6 +325,7 @@ def test_what_does_not_fit_is_told() -> None:
         (Nested(2), Start(OfInputs()), "Nested begins with a left part"),
         (Spectral(), Start(OfInputs()), "a Spectral form has no gradient"),
         (Cored(), Start(OfWeight(), split=OneSided()), "a Cored form has no gradient"),
+        (Blocks(), Start(Drawn()), "Blocks begins with a places part, which the start does not make: it makes nothing"),
     ):
         with pytest.raises(ValueError, match=sentence):
             form.check(start.gives)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from eckart.adapters.forms import Form
 from eckart.adapters.pick import Bottom
-from eckart.adapters.sources import components
+from eckart.adapters.sources import OfFirstStep, OfGradient, components
 from eckart.adapters.start import Start
 from eckart.metric import Metric
 from eckart.operator import Dense, Factors, Operator
@@ -56,7 +56,8 @@ class LessAll:
 
     def check(self, start: Start, form: Form) -> None:
         """Both together have to begin near the weight."""
-        if not (start.approximates and form.is_product):
+        of_gradient = isinstance(start.source, OfGradient | OfFirstStep)
+        if of_gradient or not (start.approximates and form.is_product):
             raise ValueError(
                 f"nothing is left of the weight, and {type(form).__name__} begins with nothing near it: start a product from the weight"
             )
