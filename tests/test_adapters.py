@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from eckart.adapters.forms import Aligned, Band, Directed, Gated, Pair, Scattered
+from eckart.adapters.forms import Aligned, Band, Directed, Gated, Pair, Scattered, Tucker
 from eckart.adapters.gates import Router
 from eckart.adapters.growth import Grow
 from eckart.adapters.roles import FROZEN, Role
+from eckart.adapters.seed import Seed
 from eckart.adapters.sources import digits
 from eckart.errors import EckartError
 from eckart.linalg import truncated_svd
@@ -721,6 +722,11 @@ def test_a_core_tensor_for_the_weight_of_a_convolution(tmp_path: Path) -> None:
     assert far(made.merge()(x), after) < 1e-5
     with pytest.raises(EckartError, match="a weight of 4 modes, where the form has 2"):
         wrap(Pictures(), flora_tucker(), rank=3)
+    one = Tucker(modes=4, kernel=1).init(Seed(), torch.zeros(6, 6, 3, 3), 3, torch.Generator())
+    assert one["core"].shape == (3, 3, 1, 1)
+    for modes, kernel in ((1, 1), (2, 0)):
+        with pytest.raises(ValueError, match="at least two, and one"):
+            Tucker(modes, kernel)
 
 
 def test_the_blocks_with_the_largest_gradients_of_all_maps_train(shelf: dict[str, Path]) -> None:

@@ -112,6 +112,14 @@ def test_a_gradient_through_a_step_is_that_of_autograd(rate: float) -> None:
     assert max(float((one - other).abs().max()) for one, other in zip(direct, exact, strict=True)) > 1e-4
 
 
+def test_how_far_apart_the_differences_are_taken() -> None:
+    """A cube shows it: between a hundredth above and a hundredth below, its slope is larger by the square of that."""
+    w, h = (torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in (3.0, 2.0))
+    [found] = Unrolled()(lambda: h * w**3, lambda: h * w, [w], [h], 0.1)
+    after = 3.0 - 0.1 * 2.0 * 3 * 3.0**2
+    assert float(found.detach()) == pytest.approx(after - 0.1 * 2.0 * (3 * 3.0**2 + 0.01**2), rel=1e-9)
+
+
 def test_what_a_loss_does_not_hang_on_gets_nothing() -> None:
     w, h, other = (torch.tensor(2.0, requires_grad=True) for _ in range(3))
     for rule in (Direct(), Unrolled()):
