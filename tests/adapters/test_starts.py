@@ -18,9 +18,11 @@ from eckart.adapters.sources import (
     Crossing,
     Drawn,
     InCommon,
+    OfBlocks,
     OfFirstStep,
     OfGradient,
     OfInputs,
+    OfSemiNonnegative,
     OfTrain,
     OfWeight,
     OrthogonalTriangular,
@@ -305,6 +307,15 @@ def test_what_stands_in_the_place_of_a_weight_begins_near_it() -> None:
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(ValueError, match="Drawn makes has no order to pick Bottom from"):
         Start(Drawn(right=Kaiming()), Bottom())
+    for source in (
+        InCommon(Kaiming(), Kaiming()),
+        Crossing(DEIM(), DEIM()),
+        OfTrain(2),
+        OfSemiNonnegative(),
+        OfBlocks(4),
+    ):
+        with pytest.raises(ValueError, match="has no order to pick Bottom from"):
+            Start(source, Bottom())
     with pytest.raises(ValueError, match="there is no left to split"):
         Start(Drawn(right=Kaiming()), split=Even())
     with pytest.raises(ValueError, match="12 components of a matrix that has 10"):
