@@ -55,6 +55,7 @@ def test_ends_of_their_ranges() -> None:
     assert float(Correlation(1.0)(same[:1], same[:1])) == 0
     low = draw(8, 2, seed=6) @ draw(2, 9, seed=7)
     assert float(Spread(1.0, 2)(low, low)) == pytest.approx(-1.0)
+    assert float(Spread(1.0, 2)(torch.zeros(3, 4), low)) == 0.0
     for rows in (low, torch.zeros(3, 4, dtype=torch.float64)):  # of a low rank, and of none
         x = rows.clone().requires_grad_()
         Spread(1.0, 1)(x, x).backward()

@@ -41,7 +41,7 @@ class Redistribute:
         slots = {name: _slot(found[: self.cap(rank)]) for name, found in shares.items()}
         budget = sum(min(rank, slot.size - 1) + 1 for slot in slots.values())
         ranks = self.allocate(slots, min(budget, sum(slot.size for slot in slots.values()))).ranks
-        return {name: (slot.size if ranks[name] is None else int(ranks[name] or 0)) - 1 for name, slot in slots.items()}
+        return {name: (slots[name].size if units is None else units) - 1 for name, units in ranks.items()}
 
 
 def _slot(shares: Tensor) -> BondSlot:
