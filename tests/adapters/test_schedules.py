@@ -11,7 +11,7 @@ from peft.tuners.adalora import RankAllocator
 from torch import Generator, Tensor, nn
 
 from eckart.adapters.roles import FREE, FROZEN
-from eckart.adapters.schedules import Constant, Cubic, Freeze, Prune, Sensitivity
+from eckart.adapters.schedules import Constant, Cubic, Freeze, Prune, Sensitivity, Straight
 
 SHAPES = {"a": (8, 12, 6), "b": (5, 9, 4), "c": (7, 7, 6)}
 STEPS = 40
@@ -30,7 +30,7 @@ def adapters(seed: int) -> dict[str, dict[str, Tensor]]:
 
 
 def test_a_budget_stays_falls_and_stays() -> None:
-    budget = Cubic(before=0.1, after=0.3)
+    budget = Cubic()  # a tenth of the steps before and three tenths after
     found = [budget(step, 100, 48, 16) for step in range(1, 101)]
     assert set(found[:10]) == {48}
     assert set(found[70:]) == {16}
@@ -39,8 +39,18 @@ def test_a_budget_stays_falls_and_stays() -> None:
         assert found[step - 1] == int((48 - 16) * (1 - (step - 10) / 60) ** 3 + 16)
     assert not budget.is_final(70, 100)
     assert budget.is_final(71, 100)
+    assert [Cubic(0, 0)(step, 2, 8, 0) for step in (1, 2)] == [1, 0]
     with pytest.raises(ValueError, match="leave none in between"):
         Cubic(before=0.5, after=0.5)
+
+
+def test_a_budget_stays_rises_evenly_and_stays() -> None:
+    """A tenth of the steps before and three tenths after, unless they are told."""
+    found = [Straight()(step, 100, 10, 70) for step in range(1, 101)]
+    assert found == [10] * 10 + list(range(11, 71)) + [70] * 30
+    assert [Straight(0, 0)(step, 4, 0, 8) for step in range(1, 5)] == [2, 4, 6, 8]
+    with pytest.raises(ValueError, match="leave none in between"):
+        Straight(before=0.5, after=0.5)
 
 
 def test_the_same_directions_go_as_in_peft() -> None:
