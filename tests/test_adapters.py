@@ -158,8 +158,31 @@ def train(model: Any, groups: list[dict[str, Any]], kind: str, steps: int = 3) -
     return losses
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("key", [key for key in ADAPTERS if key not in SMALLER])
+# On all models; the others on one, and on all in the slow tests.
+EVERYWHERE = (
+    "full",
+    "lora",
+    "dora",
+    "pissa",
+    "eva",
+    "kasa",
+    "adalora",
+    "svft",
+    "vera",
+    "flora-tucker",
+    "flylora",
+    "loftq",
+    "lora-sb",
+    "smt",
+)
+CASES = [
+    pytest.param(key, kind, marks=() if kind == "llama" or key in EVERYWHERE else pytest.mark.slow)
+    for key in [key for key in ADAPTERS if key not in SMALLER]
+    for kind in KINDS
+]
+
+
+@pytest.mark.parametrize(("key", "kind"), CASES)
 def test_every_recipe_in_a_model(key: str, kind: str, shelf: dict[str, Path], tmp_path: Path) -> None:
     stock = model_of(kind, shelf)
     before = logits(stock)

@@ -836,7 +836,7 @@ def killer() -> Iterator[Killer]:
     made.close()
 
 
-@pytest.mark.parametrize("recipe", ["svd", "svd-llm"])
+@pytest.mark.parametrize("recipe", ["svd", pytest.param("svd-llm", marks=pytest.mark.slow)])
 def test_files_that_may_not_grow(killer: Killer, pristine: Path, text: Path, out: Path, recipe: str) -> None:
     """The system's own refusal at every size of a file: journal, activations, curves, factors, weights, tokenizer."""
     command = compress(pristine / "model", out, "--recipe", recipe, "--calibration", text, *CALIBRATED)

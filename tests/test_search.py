@@ -75,7 +75,7 @@ def problem(planted: dict[str, int], seed: int = 1) -> tuple[Regression, list[di
     return model, batches
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_target_of_low_rank_is_given_few_directions(seed: int) -> None:
     """By the search of AutoLoRA; beside it a target of full rank in another map is given many."""
     model, batches = problem({"layers.0.b": 1, "layers.1.a": 8}, seed)

@@ -142,7 +142,7 @@ def test_rounded_factors_are_measured_as_they_are(left: str, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("columns", ["plain", "diagonal", "gram"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_large_matrices_are_iterated_on(columns: str, dtype: torch.dtype) -> None:
     w = with_spectrum(1300, 1100, torch.arange(1, 1101, dtype=torch.float64) ** -0.5, 6).to(dtype)
     metric = TwoSided("rows", torch.linspace(1, 3, 1300), metrics_for(1100)[columns])
