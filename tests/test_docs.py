@@ -2,12 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from string import Template
 
 import pytest
 from combinations import PAGE, page
+from runs import cli
 
 from eckart.bundled import MODEL
 
@@ -34,8 +37,25 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def test_readme_commands_run_and_leave_what_they_promise(tmp_path: Path) -> None:
-    output = run(["bash", "-euo", "pipefail", "-c", "".join(blocks("sh"))], tmp_path)
+def test_readme_commands_run_and_leave_what_they_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line by line; those of eckart in this process, which has the libraries, with what the shell makes of its variables."""
+    lines = [line for line in "".join(blocks("sh")).splitlines() if line.strip()]
+    setting = [line for line in lines if not line.startswith("eckart ")]
+    names = re.findall(r"^(\w+)=", "\n".join(setting), re.MULTILINE)
+    told = run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join([*setting, *(f'echo "${name}"' for name in names)])], tmp_path
+    )
+    values = dict(zip(names, told.splitlines(), strict=True))
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    for line in lines:
+        if line.startswith("eckart "):
+            words = shlex.split(Template(line).substitute(values), comments=True)
+            done = cli(*words[1:])
+            assert done.code == 0, f"{line}: {done.err}"
+            shown.append(done.out)
+    assert len(shown) > 15
+    output = "\n".join(shown)
     assert "everything that was checked holds" in output
     assert (tmp_path / "small" / "eckart.json").stat().st_size > 1000
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
