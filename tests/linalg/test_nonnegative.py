@@ -50,6 +50,11 @@ def test_one_sweep_by_hand(shape: tuple[int, int]) -> None:
     assert np.abs(swept(a, right).numpy() - expected).max() < 1e-10
 
 
+def test_rows_that_take_no_part_stay() -> None:
+    right = drawn(2, 4)
+    assert torch.equal(swept(torch.zeros(3, 4, dtype=torch.float64), right), right)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 7])
 @pytest.mark.parametrize("shape", [(40, 12), (9, 20)])
 def test_no_sweep_raises_the_error(shape: tuple[int, int], rank: int) -> None:
