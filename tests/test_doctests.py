@@ -5,6 +5,7 @@ import io
 import pkgutil
 from contextlib import redirect_stdout
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -26,6 +27,14 @@ MODULES = [
         if not info.name.endswith(".__main__")  # importing it would run it
     ),
 ]
+
+
+def test_every_module_is_found() -> None:
+    """A folder that is no package would be passed over."""
+    root = Path(eckart.__file__).parent
+    files = {path.relative_to(root).with_suffix("") for path in root.rglob("*.py")}
+    names = {".".join(["eckart", *(part for part in file.parts if part != "__init__")]) for file in files}
+    assert {name for name in names if not name.endswith(".__main__")} == set(MODULES)
 
 
 def run(module: ModuleType) -> tuple[doctest.TestResults, str]:

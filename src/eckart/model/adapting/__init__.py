@@ -1,0 +1,1 @@
+"""Adapters in models: where they begin, how they train, and what they are written as."""
