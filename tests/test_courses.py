@@ -27,8 +27,9 @@ from transformers import (
 
 from eckart.adapt import RECIPES, Course, Swept, Trial, Tuned, around, sweep, tune
 from eckart.errors import EckartError
+from eckart.model.adapting.board import board_in
 from eckart.model.adapting.records import Example, examples_of, read_records
-from eckart.model.adapting.task import divided
+from eckart.model.adapting.task import Task, divided
 from eckart.model.output import work_folder
 
 COURSE = Course(steps=8, batch=4, rate=1e-2, judge=4, save=4, held_out=0.1)
@@ -224,6 +225,15 @@ def test_what_cannot_be_is_told(
 ) -> None:
     out = tmp_path / "out"
     assert sentence in refused("adapt", model, "--data", data, "-o", out, *OPTIONS, *options, out=out)
+
+
+def test_what_cannot_be_begun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EckartError, match="is no model that AutoModelForSequenceClassification can load"):
+        Task(model=tmp_path, data=tmp_path, recipe=RECIPES["lora"](), labels=2).load(tmp_path, 0)
+    monkeypatch.setattr("eckart.model.adapting.board.find_spec", lambda name: None)
+    with pytest.raises(EckartError, match="pip install tensorboard, or leave the option out"):
+        board_in(tmp_path, after=0)
 
 
 @pytest.mark.parametrize("label", [2, 7, -1, 10**30])

@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from eckart.adapt import RECIPES, Course, tune
 from eckart.adapters.outputs import Divergence
+from eckart.adapters.schedules import Constant
 from eckart.errors import EckartError
 from eckart.model.adapting.records import MASKED, collate, examples_of, read_records
 from eckart.model.adapting.task import divided
@@ -214,6 +215,23 @@ def test_training_ends_early_with_the_best(model: Path, data: Path, tmp_path: Pa
     counts = [len(example.ids) - 1 for example in held]
     total = sum(loss * count for loss, count in zip(losses, counts, strict=True))
     assert total / sum(counts) == pytest.approx(done.judged[best], rel=1e-5)  # the export is that of the best step
+
+
+def test_steps_are_counted_from_one(model: Path, data: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    class Noted(Constant):
+        def watches(self, step: int, steps: int) -> bool:
+            told.append(("before", step, steps))
+            return False
+
+        def __call__(self, step: int, steps: int, *given: Any) -> Any:
+            told.append(("after", step, steps))
+            return super().__call__(step, steps, *given)
+
+    recipe = replace(RECIPES["lora"](), schedule=Noted())
+    tune(model, data, tmp_path / "out", recipe, rank=4, course=Course(steps=3, batch=4, held_out=0.0))
+    assert told == [(when, step, 3) for step in (1, 2, 3) for when in ("before", "after")]
 
 
 def test_fewer_directions_are_left_in_the_end(model: Path, data: Path, tmp_path: Path) -> None:
