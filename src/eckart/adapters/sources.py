@@ -287,7 +287,11 @@ class Crossing:
     needs: ClassVar[frozenset[Need]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset({LEFT, CORE, RIGHT})
     ordered: ClassVar[bool] = False
-    approximates: ClassVar[bool] = True
+
+    @property
+    def approximates(self) -> bool:
+        """With the inverse between them; with the block itself the product is nothing like the weight."""
+        return self.inverted
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """Columns, core and rows."""
