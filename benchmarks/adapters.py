@@ -12,6 +12,7 @@ what the loss on the corpus of before rises by. The table is ``results/adapters.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -36,7 +37,6 @@ from tuning_tasks import Task, tasks  # noqa: E402
 from eckart.adapt import RECIPES, Wrapped  # noqa: E402
 from eckart.errors import EckartError  # noqa: E402
 from eckart.model.adapting.wrap import begin_all, heads_of, install, targets_of  # noqa: E402
-from eckart.model.progress import peak_memory  # noqa: E402
 
 RUNS = HERE / "results" / "adapters.jsonl"
 RANK = 8
@@ -105,7 +105,7 @@ def trained(task: Task, run: Run, steps: int) -> tuple[Wrapped, dict[str, Any]]:
 def perform(task: Task, run: Run, steps: int) -> dict[str, Any]:
     """Train one adapter; its losses, times and size."""
     made, told = trained(task, run, steps)
-    return told | judged(task, made.model)
+    return told | judged(task, made.model) | {"commit": facts()["commit"]}
 
 
 def judged(task: Task, model: Any) -> dict[str, Any]:
@@ -195,15 +195,25 @@ def write_run(run: Run, result: dict[str, Any]) -> None:
 
 
 def memory(scratch: Path, task: str, recipe: str, rank: int) -> int | None:
-    """Bytes of a process of its own that starts the adapters and makes three steps, above one that only loads the libraries."""
-    sizes = []
-    for steps in (3, 0):
-        call = [sys.executable, __file__, "--scratch", str(scratch), "--probe", task, recipe, str(rank), str(steps)]
-        done = subprocess.run(call, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return None
-        sizes.append(int(done.stdout.split()[-1]))
-    return sizes[0] - sizes[1]
+    """Bytes that a process of its own takes for the model, the start and three steps, beyond what it has with libraries and data."""
+    call = [sys.executable, __file__, "--scratch", str(scratch), "--probe", task, recipe, str(rank)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    return None if done.returncode else int(done.stdout.split()[-1])
+
+
+def probe(task: Task, recipe: str, rank: int) -> int:
+    """By how much the resident memory of this process rises at the most; Linux alone tells."""
+    trained(task, Run(task.name, "lora", 1, "rank", SHARED, 0), 3)  # what is loaded and made once stays out
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest so far
+    before = _status("VmRSS")
+    trained(task, Run(task.name, recipe, rank, "rank", SHARED, 0), 3)
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
 
 
 def table(there: Mapping[Run, dict[str, Any]]) -> str:
@@ -324,9 +334,7 @@ def main() -> None:
         "--part", default="0/1", help="I/N: every N-th recipe beginning with the I-th, to share the work"
     )
     parser.add_argument("--table", action="store_true", help="only write the table from the runs that are there")
-    parser.add_argument(
-        "--probe", nargs=4, metavar=("TASK", "RECIPE", "RANK", "STEPS"), help="the memory of one recipe"
-    )
+    parser.add_argument("--probe", nargs=3, metavar=("TASK", "RECIPE", "RANK"), help="the memory of one recipe")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.scratch.mkdir(parents=True, exist_ok=True)
@@ -334,10 +342,8 @@ def main() -> None:
         names = [arguments.probe[0]] if arguments.probe else arguments.task or list(STEPS)
         found = tasks(Path(os.environ["ECKART_DATA"]), arguments.scratch, names)
         if arguments.probe:
-            task, recipe, rank, steps = arguments.probe
-            if int(steps):
-                perform(found[task], Run(task, recipe, int(rank), "rank", SHARED, 0), int(steps))
-            print(peak_memory())
+            task, recipe, rank = arguments.probe
+            print(probe(found[task], recipe, int(rank)))
             return
         part, parts = (int(number) for number in arguments.part.split("/"))
         work(found, names, arguments.scratch, part, parts)

@@ -62,6 +62,7 @@ def shrink(made: Wrapped, rank: int) -> None:
 def perform(task: Task, run: Run) -> list[dict[str, Any]]:
     """The results of a training at a rank, and where it is the large one of the small one made of it."""
     made, told = trained(task, run, STEPS[TASK])
+    told |= {"commit": facts()["commit"]}
     found = [{"made": f"trained at {run.rank}", **told, **judged(task, made.model), "intruders": intruders(made)}]
     if run.rank == LARGE:
         shrink(made, SMALL)

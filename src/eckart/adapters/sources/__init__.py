@@ -1,0 +1,31 @@
+"""Where the matrices come from with which an adapter begins."""
+
+from eckart.adapters.sources.components import OfFirstStep, OfGradient, OfInputs, OfWeight, components
+from eckart.adapters.sources.drawn import Drawn, InCommon
+from eckart.adapters.sources.protocol import Explaining, Source
+from eckart.adapters.sources.shapes import (
+    Crossing,
+    OfBlocks,
+    OfSemiNonnegative,
+    OfTrain,
+    OrthogonalTriangular,
+    digits,
+)
+
+__all__ = [
+    "Crossing",
+    "Drawn",
+    "Explaining",
+    "InCommon",
+    "OfBlocks",
+    "OfFirstStep",
+    "OfGradient",
+    "OfInputs",
+    "OfSemiNonnegative",
+    "OfTrain",
+    "OfWeight",
+    "OrthogonalTriangular",
+    "Source",
+    "components",
+    "digits",
+]
