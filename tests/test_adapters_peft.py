@@ -20,7 +20,7 @@ from peft.tuners.lora.config import CordaConfig
 from torch import Tensor
 
 from eckart.adapt import Wrapped, wrap
-from eckart.adapters import sources
+from eckart.adapters.sources import spectral
 from eckart.model.adapting.observe import observe
 from eckart.model.adapting.wrap import targets_of
 from eckart.recipes.adapters.pairs import corda, corda_preview, eva
@@ -261,8 +261,8 @@ def test_maps_of_the_same_inputs_share_their_moments(stock: Path) -> None:
 def test_directions_are_decomposed_once_for_each_input(room: int, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For ranks and starts together; a text is run once for both where all moments fit, and not at all for the starts."""
     decomposed, runs = [], []
-    stock_components = sources.components
-    monkeypatch.setattr(sources, "components", lambda *args: (decomposed.append(1), stock_components(*args))[1])
+    stock_components = spectral.components
+    monkeypatch.setattr(spectral, "components", lambda *args: (decomposed.append(1), stock_components(*args))[1])
     monkeypatch.setattr(importlib.import_module("eckart.model.adapting.observe"), "ROOM", room)
     model = loaded(stock)
     model.register_forward_pre_hook(lambda *_: runs.append(1))

@@ -1,6 +1,5 @@
 """Where the matrices come from with which an adapter begins."""
 
-from eckart.adapters.sources.components import OfFirstStep, OfGradient, OfInputs, OfWeight, components
 from eckart.adapters.sources.drawn import Drawn, InCommon
 from eckart.adapters.sources.protocol import Explaining, Source
 from eckart.adapters.sources.shapes import (
@@ -11,6 +10,7 @@ from eckart.adapters.sources.shapes import (
     OrthogonalTriangular,
     digits,
 )
+from eckart.adapters.sources.spectral import OfFirstStep, OfGradient, OfInputs, OfWeight, components
 
 __all__ = [
     "Crossing",
