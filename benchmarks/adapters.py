@@ -147,26 +147,42 @@ def _numbers(task: Task, recipe: str, rank: int) -> int | None:
     return _COUNTED[key]
 
 
-def sweep(task: Task, recipe: str, equal: str, rank: int, there: Mapping[Run, dict[str, Any]]) -> Iterator[Run]:
-    """The runs of a sweep that are missing; asked again after each of them, it goes on where the best rate is at an end."""
+def sweep(task: str, recipe: str, equal: str, rank: int, there: Mapping[Run, dict[str, Any]]) -> Iterator[Run]:
+    """The runs of a sweep that are missing; asked again after each of them, it goes on where the best rate is at an end.
+
+    The first seed runs at every rate, the others where it matters: at the best rate, those beside it, and SHARED.
+    """
     made = {
         run.rate
         for run, result in there.items()
-        if (run.task, run.recipe, run.equal) == (task.name, recipe, equal) and "memory" not in result
+        if (run.task, run.recipe, run.equal) == (task, recipe, equal) and "memory" not in result
     }
     rates = sorted({*RATES, *made})
-    runs = [Run(task.name, recipe, rank, equal, rate, seed) for rate in rates for seed in SEEDS]
-    missing = [run for run in runs if run not in there]
-    if missing:
-        yield missing[0]
+    runs = {rate: [Run(task, recipe, rank, equal, rate, seed) for seed in SEEDS] for rate in rates}
+
+    def best(among: list[float], seeds: int) -> float:
+        return min(among, key=lambda rate: _mean([there[run] for run in runs[rate][:seeds]], "choose"))
+
+    def missing(among: list[float], seeds: int) -> list[Run]:
+        return [run for rate in among for run in runs[rate][:seeds] if run not in there]
+
+    if first := missing(rates, 1):
+        yield first[0]
         return
-    means = {rate: _mean([there[run] for run in runs if run.rate == rate], "choose") for rate in rates}
-    best = min(means, key=lambda rate: means[rate])
-    for end, factor in ((rates[0], -1), (rates[-1], 1)):
-        further = _beside(end, factor)
-        if best == end and FARTHEST[0] <= further <= FARTHEST[1]:
-            yield Run(task.name, recipe, rank, equal, further, 0)
+    at = best(rates, 1)
+    while True:
+        further = [_beside(end, by) for end, by in ((rates[0], -1), (rates[-1], 1)) if at == end]
+        if further and FARTHEST[0] <= further[0] <= FARTHEST[1]:
+            yield Run(task, recipe, rank, equal, further[0], 0)
             return
+        near = [rate for rate in rates if abs(rates.index(rate) - rates.index(at)) <= 1 or rate == SHARED]
+        if rest := missing(near, len(SEEDS)):
+            yield rest[0]
+            return
+        whole = [rate for rate in rates if not missing([rate], len(SEEDS))]
+        if (again := best(whole, len(SEEDS))) == at:
+            return
+        at = again
 
 
 def _beside(rate: float, by: int) -> float:
@@ -224,8 +240,9 @@ def table(there: Mapping[Run, dict[str, Any]]) -> str:
         "",
         "*loss* in nats (per token, or per text of the classifier) on examples that neither trained nor chose the rate: mean over three",
         "seeds at the best rate, and the spread (largest less smallest); *beside LoRA* the same over LoRA's; *at 1e-3* the loss at that",
-        "rate. *forgets*: by how much the loss on the corpus of before rises. Times are of the processor, one thread. Recipes whose",
-        "numbers are far from LoRA's stand there again, at the rank that trains most nearly as many (*equal* numbers).",
+        "rate. The first seed ran at every rate, the others at the best, beside it and at 1e-3. *forgets*: by how much the loss on the",
+        "corpus of before rises. Times are of the processor, one thread. Recipes whose numbers are far from LoRA's stand there again,",
+        "at the rank that trains most nearly as many (*equal* numbers).",
         "Written by `benchmarks/adapters.py`.",
     ]
     for task in dict.fromkeys(run.task for run in there):
@@ -272,7 +289,7 @@ def _rows(task: str, there: Mapping[Run, dict[str, Any]]) -> Iterator[dict[str, 
     for (recipe, equal, rank), by_rate in groups.items():
         whole = {rate: results for rate, results in by_rate.items() if len(results) == len(SEEDS)}
         fine = {rate: results for rate, results in whole.items() if not any("diverged" in found for found in results)}
-        if len(whole) < len(RATES) or not fine:
+        if not fine or any(sweep(task, recipe, equal, rank, there)):
             continue
         best = min(fine, key=lambda rate: _mean(fine[rate], "choose"))
         judged = [found["judge"] for found in fine[best]]
@@ -312,7 +329,7 @@ def work(found: Mapping[str, Task], names: list[str], scratch: Path, part: int, 
                 print(f"{name} {recipe}: {error}", flush=True)
                 continue
             for equal, rank in chosen:
-                while (run := next(sweep(task, recipe, equal, rank, read_runs()), None)) is not None:
+                while (run := next(sweep(name, recipe, equal, rank, read_runs()), None)) is not None:
                     try:
                         result = perform(task, run, STEPS[name])
                     except EckartError as error:
