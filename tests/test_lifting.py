@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import combinations
 import pytest
 import torch
 from models import ARCHITECTURES, SENTENCES
@@ -20,8 +21,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import eckart
 from eckart.adapt import Course, tune, wrap
+from eckart.adapters.base import LessAll
 from eckart.adapters.forms import Directed, Pair
+from eckart.adapters.sources import OfWeight
+from eckart.adapters.split import Even
+from eckart.adapters.start import Start
+from eckart.adapters.stored import Rounded
 from eckart.allocate import Entropic, Level
+from eckart.approx import NormalFloat
 from eckart.bonds.choosing import Principal, Select
 from eckart.bonds.correction import Refit
 from eckart.bonds.depth import LastBlocks
@@ -310,8 +317,12 @@ def test_an_edited_list_of_what_is_left_is_found_out(shelf: dict[str, Path], tmp
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows of trained lengths can't be lifted"):
+    with pytest.raises(ValueError, match="Directed is no pair of factors, which is what can be lifted"):
         replace(loram(), form=Directed(Pair()))
+    with pytest.raises(ValueError, match="weights of the smaller model that are Rounded are none of the larger one"):
+        replace(loram(), stored=Rounded(NormalFloat()))
+    with pytest.raises(ValueError, match="no pair of factors to lift: leave LessAll out"):
+        replace(loram(), start=Start(OfWeight(), split=Even()), base=LessAll())
     with pytest.raises(ValueError, match="leave values out"):
         Smaller(Narrow(paper=OWN, values=Principal()), 0.5)
     with pytest.raises(ValueError, match="a share above 0 and below 1 of the bytes, not 1"):
@@ -358,6 +369,30 @@ def test_what_narrows_may_be_measured_on_the_records(shelf: dict[str, Path], dat
     for record in Certificate.read(small).bonds:
         right = read(done.folder).layers[record.name.replace("hidden", "mlp.down_proj")].right
         assert (right != 0).any(0).nonzero().flatten().tolist() == list(record.kept or ())
+
+
+@pytest.mark.parametrize("name", combinations.FORMS)
+def test_every_form_is_lifted_or_refused_before_it_trains(name: str, shelf: dict[str, Path], tmp_path: Path) -> None:
+    form = combinations.FORMS[name]
+    recipe = next(made.recipe for made in combinations.started() if made.second == name and made.recipe is not None)
+    try:
+        replace(recipe, within=Smaller(WIDTH, 0.8))
+    except ValueError as error:
+        assert f"{type(form).__name__} is no pair of factors" in str(error)
+        assert not form.is_factored
+        return
+    small = compress(shelf["llama"], tmp_path / "narrow", WIDTH, 0.8)
+    made = wrap(loaded(small), recipe, rank=2, only=["*down_proj"])
+    for parameter in made.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1
+    export(made, tmp_path / "small")
+    whole = write(lift(read(tmp_path / "small"), small, shelf["llama"]), tmp_path / "whole")
+    for module, layer in read(whole).layers.items():
+        updated = placed(shelf["llama"], small, {module: made.adapters[module].merged().float()})
+        before = loaded(shelf["llama"]).get_submodule(module).weight.data
+        there = updated[module] != 0
+        assert far((before + layer.update.dense().float())[there], updated[module][there]) < 1e-5
 
 
 def test_in_memory_there_is_no_smaller_model(shelf: dict[str, Path]) -> None:

@@ -26,6 +26,7 @@ class Blocks:
 
     size: int = 256
     is_product: ClassVar[bool] = False
+    is_factored: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {VALUES: FREE, PLACES: FROZEN, SIZES: FROZEN}
 
     def check(self, gives: frozenset[str]) -> None:

@@ -31,6 +31,11 @@ class Directed:
         return {**self.of.roles, LENGTHS: Role(decay=False)}
 
     @property
+    def is_factored(self) -> bool:
+        """Lengths of rows are no factors."""
+        return False
+
+    @property
     def is_product(self) -> bool:
         """As the pair inside of it."""
         return self.of.is_product

@@ -32,6 +32,11 @@ class Gated:
         return {**Pair.roles, **self.gate.roles}
 
     @property
+    def is_factored(self) -> bool:
+        """Which columns act can depend on what comes in."""
+        return False
+
+    @property
     def is_product(self) -> bool:
         """As the pair inside of it."""
         return Pair.is_product

@@ -79,6 +79,7 @@ class SparseMiddle:
 
     places: Places = Band()
     is_product: ClassVar[bool] = False
+    is_factored: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {
         LEFT: FROZEN,
         "rows": FROZEN,

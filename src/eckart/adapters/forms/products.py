@@ -23,6 +23,7 @@ class Pair:
     """``B A`` with B (m, r) and A (r, n): ``left`` and ``right``. A left side that the start does not make is zero (Hu et al. 2021)."""
 
     is_product: ClassVar[bool] = True
+    is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FREE, RIGHT: FREE}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -43,6 +44,7 @@ class Spectral:
     """``B diag(d) A`` with a number for each of r directions: ``left``, ``middle``, ``right``, as in a singular value decomposition."""
 
     is_product: ClassVar[bool] = True
+    is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FREE, MIDDLE: FREE, RIGHT: FREE}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -71,6 +73,7 @@ class Cored:
     """
 
     is_product: ClassVar[bool] = True
+    is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FREE, CORE: FREE, RIGHT: FREE}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -96,6 +99,7 @@ class Nested:
     inner: int = 16
     draw: Draw = Kaiming()
     is_product: ClassVar[bool] = False
+    is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FROZEN, "inner_left": FREE, "inner_right": FREE, RIGHT: FROZEN}
 
     def check(self, gives: frozenset[str]) -> None:
@@ -123,6 +127,7 @@ class Vectors:
 
     within: Draw = Level(0.1)
     is_product: ClassVar[bool] = False
+    is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         LEFT: FROZEN,
         RIGHT: FROZEN,

@@ -23,6 +23,10 @@ class Form(Protocol):
     def is_product(self) -> bool:
         """Whether it begins as the product of the parts that a start makes, and not at zero between or beside them."""
 
+    @property
+    def is_factored(self) -> bool:
+        """Whether what it adds to a matrix is a product of two factors, whatever it learns and whatever comes in."""
+
     def check(self, gives: frozenset[str]) -> None:
         """Raise ``ValueError`` where a start that makes these parts does not fit."""
 

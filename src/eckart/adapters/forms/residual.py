@@ -31,6 +31,7 @@ class Residual:
     """
 
     is_product: ClassVar[bool] = True
+    is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {
         LEFT: FREE,
         MIDDLE: FREE,

@@ -34,6 +34,11 @@ class Tucker:
             raise ValueError(f"{self.modes} modes and a rank of {self.kernel} within a kernel: at least two, and one")
 
     @property
+    def is_factored(self) -> bool:
+        """That of two modes."""
+        return self.modes == 2
+
+    @property
     def roles(self) -> Mapping[str, Role]:
         """The core and the factors."""
         return {CORE: FREE, **{f"mode_{i}": FREE for i in range(self.modes)}}
@@ -69,6 +74,7 @@ class Train:
 
     count: int = 3
     is_product: ClassVar[bool] = True
+    is_factored: ClassVar[bool] = False
 
     @property
     def roles(self) -> Mapping[str, Role]:

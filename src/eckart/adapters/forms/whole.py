@@ -27,6 +27,7 @@ class Whole:
     """
 
     is_product: ClassVar[bool] = False
+    is_factored: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {CHANGE: FREE}
 
     def check(self, gives: frozenset[str]) -> None:

@@ -76,7 +76,7 @@ class Adapt:
             raise ValueError("nothing would train: leave the role of one tensor free")
         self.rule.check(self.tensors)
         self.schedule.check(self.tensors)
-        self.within.check(self.form)
+        self.within.check(self.form, self.base, self.stored)
         if isinstance(self.ranks, Redistribute) and not hasattr(self.start.source, "shares"):
             raise ValueError(
                 f"ranks go by what directions explain, which {type(self.start.source).__name__} does not tell: leave ranks out"

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from eckart.adapters.forms import Directed, Form
+from eckart.adapters.base import Base, LessAll
+from eckart.adapters.forms import Form
+from eckart.adapters.stored import Stored
 from eckart.model.certificate import NAME
 from eckart.model.compression import Narrow
 from eckart.model.engine import compress
@@ -27,8 +29,8 @@ SMALLER, TEXT = "smaller", "calibration.txt"  # in the work folder
 class Within(Protocol):
     """Makes the model that adapters train in, and of what trained there an adapter of the model that was named."""
 
-    def check(self, form: Form) -> None:
-        """Raise ``ValueError`` for a form whose adapters can't be brought back."""
+    def check(self, form: Form, base: Base, stored: Stored) -> None:
+        """Raise ``ValueError`` for parts whose adapters can't be brought back."""
 
     def model(
         self,
@@ -50,7 +52,7 @@ class Within(Protocol):
 class Itself:
     """The model that the adapters are for."""
 
-    def check(self, form: Form) -> None:
+    def check(self, form: Form, base: Base, stored: Stored) -> None:
         """Nothing is to be checked."""
 
     def model(
@@ -92,10 +94,21 @@ class Smaller:
     def _has(self, name: str) -> bool:
         return getattr(self.narrow, name) is not None
 
-    def check(self, form: Form) -> None:
-        """Rows of trained lengths are those of all inputs, of which some are missing in the smaller model."""
-        if isinstance(form, Directed):
-            raise ValueError("rows of trained lengths can't be lifted to a larger model: leave Directed out")
+    def check(self, form: Form, base: Base, stored: Stored) -> None:
+        """Two factors are what can be lifted, and they have to fit the weights of the larger model."""
+        if not form.is_factored:
+            raise ValueError(
+                f"{type(form).__name__} is no pair of factors, which is what can be lifted to a larger model: take another form, or leave "
+                "within out"
+            )
+        if isinstance(base, LessAll):
+            raise ValueError(
+                "without the weight of the smaller model there is no pair of factors to lift: leave LessAll out"
+            )
+        if not stored.keeps_the_weight:
+            raise ValueError(
+                f"weights of the smaller model that are {type(stored).__name__} are none of the larger one: leave stored or within out"
+            )
 
     def model(
         self,
