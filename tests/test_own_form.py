@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import math
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 from models import ARCHITECTURES, SENTENCES
 from outputs import far, loaded, logits, token_ids
 from runs import cli, refused
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from eckart.adapt import RECIPES as ADAPTERS
@@ -113,6 +118,100 @@ def test_no_other_model_takes_it(shelf: dict[str, Path], tmp_path: Path) -> None
     (tmp_path / "own" / TABLE).write_text(json.dumps({**told, "modules": fewer}))
     with pytest.raises(EckartError, match=r"does not go with the table beside it, which has no model\.layers\.0\.mlp"):
         attach(loaded(shelf["llama"]), tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["smt", *(pytest.param(key, marks=pytest.mark.slow) for key in ("pissa", "svft", "qdota", "flylora", "dora"))],
+)
+def test_whatever_is_damaged_is_one_sentence_or_harmless(key: str, shelf: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    seen = [{"input_ids": token_ids(), "labels": token_ids()}]
+    keep(wrap(loaded(shelf["llama"]), SMALL[key](), rank=4, only=["*0.mlp.up_proj"], batches=seen), folder)
+    table, tensors = json.loads((folder / TABLE).read_text()), load_file(folder / TENSORS)
+    refusals = []
+
+    def read_again() -> None:
+        for use in (
+            lambda: attach(loaded(shelf["llama"]), folder).model(input_ids=token_ids()),
+            lambda: merge(shelf["llama"], folder, tmp_path / "merged"),
+        ):
+            try:
+                use()
+            except EckartError as error:
+                refusals.append(str(error))
+            shutil.rmtree(tmp_path / "merged", ignore_errors=True)
+
+    def write_table(other: Any) -> None:
+        (folder / TABLE).write_text(json.dumps(other))
+
+    for path in paths({**table, "recipe": None}):  # whose settings are another test's
+        for value in (None, True, -1, 0, 1e400, "x", [], {}, [1], 10**40):
+            write_table(with_value(table, path, value))
+            read_again()
+    write_table(table)
+    for name, tensor in tensors.items():
+        others = [
+            None,
+            tensor[:1],
+            tensor[None],
+            tensor.flatten(),
+            tensor.mT.contiguous() if tensor.ndim == 2 else None,
+            tensor.to(torch.int16),
+            tensor > 0,
+        ]
+        for other in [*others, torch.full_like(tensor, 100), torch.empty(0, dtype=tensor.dtype)]:
+            kept = {k: t for k, t in tensors.items() if k != name}
+            save_file(kept if other is None else {**kept, name: other}, folder / TENSORS)
+            read_again()
+        save_file({**tensors, f"{name}_further": tensor.clone()}, folder / TENSORS)
+        before = len(refusals)
+        read_again()
+        assert len(refusals) == before + 2
+    save_file(tensors, folder / TENSORS)
+    before = len(refusals)
+    read_again()
+    assert len(refusals) == before + (key in GATED)  # as it was it is taken, but for weights that depend on the token
+    assert not any("\n" in sentence or "Traceback" in sentence for sentence in refusals)
+
+
+def paths(table: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """All places in a table."""
+    entries = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    for key, entry in entries:
+        yield (*at, key)
+        yield from paths(entry, (*at, key))
+
+
+def with_value(table: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The table with another value at one place."""
+    if not path:
+        return value
+    made = copy.copy(table)
+    made[path[0]] = with_value(table[path[0]], path[1:], value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"), [("full", "llama"), ("svft", "llama"), ("pissa", "llama"), ("full", "gpt2"), ("svft", "gpt2")]
+)
+def test_a_table_of_embeddings_is_merged_from_its_own_form(
+    key: str, kind: str, shelf: dict[str, Path], tmp_path: Path
+) -> None:
+    """A head that was tied to it keeps the weight that it had."""
+    table = {"llama": "model.embed_tokens", "gpt2": "transformer.wte"}[kind]
+    ids, made = token_ids(), wrap(loaded(shelf[kind]), SMALL[key](), rank=4, only=[table])
+    optimiser = torch.optim.AdamW(made.groups(1e-2))
+    for _ in range(3):
+        made.model(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    after = logits(made.model)
+    assert far(after, logits(loaded(shelf[kind]))) > 1e-3
+    keep(made, tmp_path / "own")
+    assert torch.equal(logits(attach(loaded(shelf[kind]), tmp_path / "own").model), after)
+    merge(shelf[kind], tmp_path / "own", tmp_path / "merged")
+    assert far(logits(loaded(tmp_path / "merged")), after) < 1e-5
 
 
 def test_full_fine_tuning_is_that_of_the_weights(shelf: dict[str, Path]) -> None:
@@ -226,6 +325,27 @@ def test_what_is_no_recipe_of_adapters_is_named(old: str, new: str, sentence: st
     (tmp_path / "own.toml").write_text(RECIPE.replace(old, new))
     with pytest.raises(EckartError, match=re.escape(sentence)):
         find_recipe(tmp_path / "own.toml")
+
+
+def test_settings_that_make_no_sense_are_named() -> None:
+    """Every setting of every part that a recipe has, with values that no part takes, and with those that some take."""
+    found = {}
+    for key in ADAPTERS:
+        table = json.loads(json.dumps(SMALL[key]().describe()))
+        for path in paths(table):
+            around = table
+            for step in path[:-1]:
+                around = around[step]
+            found[around.get("part") if isinstance(around, dict) else path[:-1], path[-1]] = (table, path)
+    assert len(found) > 90
+    taken = set()
+    for (part, setting), (table, path) in found.items():
+        for value in ("x", "", [1], {"part": 1}, math.nan, 10**400, -1, 10**40, 0, None, True):
+            with contextlib.suppress(EckartError):
+                compose_adapter(with_value(table, path, value), "here").describe()
+                if value in ("x", "", [1], {"part": 1}, -1) or value != value:
+                    taken.add((part, setting, str(value)))
+    assert taken == {("Kaiming", "slope", "-1"), ("Level", "value", "-1")}
 
 
 def test_recipes_are_listed_and_shown() -> None:

@@ -249,6 +249,12 @@ def test_what_cannot_be_searched_is_told(llama: Path) -> None:
     nothing = Search(mixing=Simplex(), choose=AboveShare(7.5), steps=1)
     with pytest.raises(EckartError, match="leaves no map a direction"):
         wrap(model, replace(lora(), ranks=nothing), batches=texts())
-    for options in ({"warm_up": 5}, {"share": 1.0}, {"rate": 0.0}):
-        with pytest.raises(EckartError, match="a search of 5 steps"):
-            Search(mixing=Simplex(), choose=AboveShare(), steps=5, **options)  # type: ignore[arg-type]
+    refused = {
+        "warm_up": (5, "a search of 5 steps"),
+        "share": (1.0, "a search of 5 steps"),
+        "rate": (0.0, "rate is 0.0"),
+        "batches": (1, "2 or more"),
+    }
+    for name, (value, sentence) in refused.items():
+        with pytest.raises(ValueError, match=sentence):
+            Search(mixing=Simplex(), choose=AboveShare(), steps=5, **{name: value})  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.mixing import Groups
 
 ROUNDING = 1e-6  # of a weight, which may be that far below the mean when all of them are equal
@@ -28,14 +29,13 @@ class AboveShare:
     >>> AboveShare()({"a": torch.tensor([0.5, 0.3, 0.1, 0.1])}, [["a"]], 4)
     {'a': 2}
 
-    Raises ``ValueError`` for a factor that is not above zero.
+    Raises ``ValueError`` unless times is above 0.
     """
 
     times: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.times > 0:
-            raise ValueError(f"{self.times:g} times the mean weight is what all have: give a number above 0")
+        check_number("times", self.times, above=0)
 
     def __call__(self, weights: Mapping[str, Tensor], groups: Groups, rank: int) -> dict[str, int]:
         """Their number."""

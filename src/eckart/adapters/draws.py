@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
+
 
 class Draw(Protocol):
     """Draws a tensor of a shape, in float64, from a generator."""
@@ -24,9 +26,14 @@ class Kaiming:
     >>> drawn = Kaiming(slope=5**0.5)((1000, 4), torch.Generator().manual_seed(0))
     >>> bool(drawn.abs().max() <= 0.5), round(float(drawn.abs().max()), 2)
     (True, 0.5)
+
+    Raises ``ValueError`` unless slope is finite.
     """
 
     slope: float = math.sqrt(5)
+
+    def __post_init__(self) -> None:
+        check_number("slope", self.slope)
 
     def __call__(self, shape: tuple[int, ...], rng: Generator) -> Tensor:
         """The tensor."""
@@ -41,9 +48,14 @@ class Gaussian:
     >>> drawn = Gaussian(0.02)((100, 100), torch.Generator().manual_seed(0))
     >>> round(float(drawn.std()), 3)
     0.02
+
+    Raises ``ValueError`` unless deviation is 0 or more.
     """
 
     deviation: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("deviation", self.deviation, least=0)
 
     def __call__(self, shape: tuple[int, ...], rng: Generator) -> Tensor:
         """The tensor."""
@@ -57,9 +69,14 @@ class SparseRows:
     >>> drawn = SparseRows(0.25)((3, 8), torch.Generator().manual_seed(0))
     >>> (drawn != 0).sum(1).tolist()
     [2, 2, 2]
+
+    Raises ``ValueError`` unless share is above 0 and at most 1.
     """
 
     share: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_number("share", self.share, above=0, most=1)
 
     def __call__(self, shape: tuple[int, ...], rng: Generator) -> Tensor:
         """The tensor."""
@@ -76,9 +93,14 @@ class Level:
 
     >>> Level(0.1)((2,), torch.Generator()).tolist()
     [0.1, 0.1]
+
+    Raises ``ValueError`` unless value is finite.
     """
 
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value)
 
     def __call__(self, shape: tuple[int, ...], rng: Generator) -> Tensor:
         """The tensor."""

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.draws import Kaiming
 from eckart.adapters.roles import FROZEN, Role
 from eckart.adapters.seed import Params
@@ -45,11 +46,17 @@ class TopRanks:
     >>> params = {"balance": torch.zeros(3)}
     >>> TopRanks(2)(params, torch.zeros(1), torch.tensor([1.0, -5.0, 2.0])).tolist()
     [0.0, 1.0, 1.0]
+
+    Raises ``ValueError`` unless count is at least 1, and step is 0 or more.
     """
 
     count: int = 8
     step: float = 1e-3
     roles: ClassVar[Mapping[str, Role]] = {BALANCE: FROZEN}
+
+    def __post_init__(self) -> None:
+        check_number("count", self.count, least=1)
+        check_number("step", self.step, least=0)
 
     def init(self, weight: Tensor, rank: int, rng: Generator) -> dict[str, Tensor]:
         """A balance of zeros."""

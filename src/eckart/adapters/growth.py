@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.roles import Role
 from eckart.adapters.schedules import PRODUCT, Sensitivity, State, Straight, Written
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
@@ -36,6 +37,7 @@ class Grow:
     every: int = 10
 
     def __post_init__(self) -> None:
+        check_number("small", self.small, least=0)
         if not 0 < self.target <= 1 or not 0 <= self.waiting <= 1 or min(self.first, self.every) < 1:
             raise ValueError(
                 f"from {self.first} directions on, a share {self.waiting:g} of them waiting, to a share {self.target:g}, every "

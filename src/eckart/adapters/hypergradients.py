@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
+
 Loss = Callable[[], Tensor]  # computed anew from tensors as they stand
 
 
@@ -47,9 +49,14 @@ class Unrolled:
     >>> w, h = torch.tensor(3.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
     >>> [round(float(found), 3) for found in Unrolled()(lambda: h * w, lambda: h * w * w, [w], [h], 0.1)]
     [6.72]
+
+    Raises ``ValueError`` unless nudge is above 0.
     """
 
     nudge: float = 1e-2
+
+    def __post_init__(self) -> None:
+        check_number("nudge", self.nudge, above=0)
 
     def __call__(
         self, learnt: Loss, judged: Loss, factors: Sequence[Tensor], free: Sequence[Tensor], rate: float

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
+
 
 class OutputPenalty(Protocol):
     """A number for the logits ``own`` (rows, D) of a batch: a row for each token that counts, or for each text.
@@ -27,9 +29,14 @@ class Divergence:
     >>> logits = torch.tensor([[0.0, 1.0]])
     >>> float(Divergence(1.0)(logits, logits))
     0.0
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def __call__(self, own: Tensor, reference: Tensor) -> Tensor:
         """The divergence."""
@@ -44,9 +51,14 @@ class Distance:
 
     >>> float(Distance(1.0)(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]])))
     1.0
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def __call__(self, own: Tensor, reference: Tensor) -> Tensor:
         """The distance."""
@@ -59,9 +71,14 @@ class Certainty:
 
     >>> round(float(Certainty(1.0)(torch.zeros(3, 4), torch.zeros(3, 4))), 4)
     -1.3863
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def __call__(self, own: Tensor, reference: Tensor) -> Tensor:
         """The negative entropy."""
@@ -75,9 +92,14 @@ class Correlation:
 
     >>> float(Correlation(1.0)(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), torch.zeros(2, 2)))
     4.0
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def __call__(self, own: Tensor, reference: Tensor) -> Tensor:
         """The sum; nothing for a single row."""
@@ -98,10 +120,16 @@ class Spread:
 
     >>> round(float(Spread(1.0, 1)(torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(2, 2))), 6)
     -0.75
+
+    Raises ``ValueError`` unless weight is 0 or more, and leading is at least 1.
     """
 
     weight: float
     leading: int = 3
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
+        check_number("leading", self.leading, least=1)
 
     def __call__(self, own: Tensor, reference: Tensor) -> Tensor:
         """The negative share; 0 for logits of zero."""

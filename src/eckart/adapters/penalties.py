@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.forms.residual import ENERGY, PRINCIPAL_LEFT, PRINCIPAL_MIDDLE, PRINCIPAL_RIGHT
 from eckart.adapters.roles import Role
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
@@ -32,10 +33,15 @@ class Orthonormal:
     >>> sides = {"left": eye, "right": 2 * eye}
     >>> [round(float(Orthonormal(1.0, squared)(sides)), 4) for squared in (False, True)]
     [4.2426, 18.0]
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
     squared: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """Both sides have to train."""
@@ -55,9 +61,14 @@ class MiddleEnergy:
 
     >>> float(MiddleEnergy(0.5)({"middle": torch.tensor([1.0, 3.0])}))
     5.0
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """There has to be a middle that trains."""
@@ -75,10 +86,15 @@ class OfActing:
     >>> sides = {"left": torch.eye(2), "middle": torch.tensor([1.0, 0.0]), "right": 2 * torch.eye(2)}
     >>> float(OfActing(Orthonormal(1.0))(sides))
     3.0
+
+    Raises ``ValueError`` unless above is 0 or more.
     """
 
     of: Penalty
     above: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_number("above", self.above, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """What the penalty asks for, and a middle that trains."""
@@ -103,9 +119,14 @@ class Outside:
     >>> others = {"principal_left": torch.tensor([[1.0], [0.0]]), "principal_right": torch.tensor([[1.0, 0.0]])}
     >>> round(float(Outside(1.0)({**sides, **others})), 4)
     0.36
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """Both sides have to train, beside principal ones."""
@@ -128,9 +149,14 @@ class SameEnergy:
     >>> others = {"principal_left": torch.eye(2)[:, :1], "principal_middle": torch.tensor([3.0]), "principal_right": torch.eye(2)[:1]}
     >>> float(SameEnergy(0.5)({**sides, **others, "energy": torch.tensor(1.0)}))
     1.5
+
+    Raises ``ValueError`` unless weight is 0 or more.
     """
 
     weight: float
+
+    def __post_init__(self) -> None:
+        check_number("weight", self.weight, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """All three parts have to train, beside principal ones."""

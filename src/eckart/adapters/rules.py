@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.roles import Role
 from eckart.adapters.seed import LEFT, RIGHT, Params
 
@@ -80,10 +81,15 @@ class Projected:
     ``g_A = (B^T B)^-1 L_A / s^2 + X A`` and ``g_B = (I - P_B) L_B (A A^T)^-1 / s^2 - B X`` from the gradients L_A and L_B of
     backpropagation: G itself is not needed, and the effect, ``P_B G + G P_A - P_B G P_A``, does not depend on X. To each Gram matrix
     ``damping`` times its mean eigenvalue is added; what is zero altogether counts as having no inverse. In float64. (Wang et al. 2024.)
+
+    Raises ``ValueError`` unless damping is 0 or more.
     """
 
     free: Free = Nearest()
     damping: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check_number("damping", self.damping, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """Both factors of a pair have to train."""
@@ -104,9 +110,14 @@ class Preconditioned:
     """``(B^T B + e I)^-1 g_A`` and ``g_B (A A^T + e I)^-1``: a step that no split of the product changes (Zhang and Pilanci 2024).
 
     Both are formed from the factors as they are before the step, in float64.
+
+    Raises ``ValueError`` unless damping is 0 or more.
     """
 
     damping: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_number("damping", self.damping, least=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """Both factors of a pair have to train."""
@@ -122,10 +133,16 @@ class Preconditioned:
 
 @dataclass(frozen=True)
 class PerExpert:
-    """A rule of pairs for each of ``experts`` equal parts of the directions by itself."""
+    """A rule of pairs for each of ``experts`` equal parts of the directions by itself.
+
+    Raises ``ValueError`` unless experts is at least 1.
+    """
 
     of: GradientRule
     experts: int
+
+    def __post_init__(self) -> None:
+        check_number("experts", self.experts, least=1)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """What the rule asks for, of both factors."""
@@ -150,9 +167,14 @@ class RowsByLength:
     >>> gradients, params = {"left": torch.ones(2, 1)}, {"left": torch.tensor([[0.0], [0.75]])}
     >>> RowsByLength(eta=2.0)(gradients, params, 1.0)["left"].tolist()
     [[2.0], [1.0]]
+
+    Raises ``ValueError`` unless eta is above 0.
     """
 
     eta: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_number("eta", self.eta, above=0)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """The left factor has to train."""

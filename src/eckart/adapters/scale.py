@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+from eckart.adapters.checked import check_number
+
 
 class Scale(Protocol):
     """The factor for a rank."""
@@ -20,9 +22,14 @@ class OverRank:
 
     >>> OverRank(16.0)(8)
     2.0
+
+    Raises ``ValueError`` unless alpha is above 0.
     """
 
     alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, above=0)
 
     def __call__(self, rank: int) -> float:
         """The factor."""
@@ -35,9 +42,14 @@ class OverRoot:
 
     >>> OverRoot(16.0)(16)
     4.0
+
+    Raises ``ValueError`` unless alpha is above 0.
     """
 
     alpha: float = 16.0
+
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, above=0)
 
     def __call__(self, rank: int) -> float:
         """The factor."""
@@ -50,9 +62,14 @@ class Constant:
 
     >>> Constant()(8)
     1.0
+
+    Raises ``ValueError`` unless value is above 0.
     """
 
     value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("value", self.value, above=0)
 
     def __call__(self, rank: int) -> float:
         """The factor."""

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.roles import Role
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Params
 
@@ -117,10 +118,17 @@ class Straight(_Course):
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much the loss feels a number, ``|p g|``, as a running mean, times how much that varies, ``| |p g| - mean |``, as another one."""
+    """How much the loss feels a number, ``|p g|``, as a running mean, times how much that varies, ``| |p g| - mean |``, as another one.
+
+    Raises ``ValueError`` unless mean and spread are from 0 to 1.
+    """
 
     mean: float = 0.85
     spread: float = 0.85
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, least=0, most=1)
+        check_number("spread", self.spread, least=0, most=1)
 
     def begin(self, params: Params, prefix: str) -> State:
         """Zeros for every number."""
@@ -156,12 +164,19 @@ class Freeze:
     Every ``every`` steps the mean magnitude of each number's gradient since then goes into running means of itself and of how much it
     varies; their product scores the number. A budget says which share of all numbers that still train may go on: a tensor whose mean
     score is below the threshold that this sets stays as it is from there on.
+
+    Raises ``ValueError`` unless mean is from 0 to 1, and spread is from 0 to 1, and every is at least 1.
     """
 
     budget: Cubic = Cubic()
     mean: float = 0.85
     spread: float = 0.95
     every: int = 10
+
+    def __post_init__(self) -> None:
+        check_number("mean", self.mean, least=0, most=1)
+        check_number("spread", self.spread, least=0, most=1)
+        check_number("every", self.every, least=1)
 
     def check(self, roles: Mapping[str, Role]) -> None:
         """Both sides have to train."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed
 
 
@@ -100,10 +101,15 @@ class Levelled:
     >>> one = torch.ones(1, 1)
     >>> Levelled(gamma=4.0)(Seed(left=one, middle=torch.tensor([9.0]), right=one), (16, 1)).left.tolist()
     [[1.0]]
+
+    Raises ``ValueError`` unless gamma is above 0.
     """
 
     gamma: float = 16.0
     keeps: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("gamma", self.gamma, above=0)
 
     def gives(self, parts: frozenset[str]) -> frozenset[str]:
         """Both sides."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from eckart.adapters.checked import check_number
+
 
 class Width(Protocol):
     """The number of directions for a rank and a weight of a shape."""
@@ -62,9 +64,14 @@ class ForEach:
 
     >>> ForEach(3)(2, (3, 4))
     6
+
+    Raises ``ValueError`` unless parts is at least 1.
     """
 
     parts: int
+
+    def __post_init__(self) -> None:
+        check_number("parts", self.parts, least=1)
 
     def __call__(self, rank: int, shape: tuple[int, int]) -> int:
         """The number."""
@@ -77,9 +84,14 @@ class PartOf:
 
     >>> PartOf(2)(4, (3, 4))
     2
+
+    Raises ``ValueError`` unless blocks is at least 1.
     """
 
     blocks: int = 2
+
+    def __post_init__(self) -> None:
+        check_number("blocks", self.blocks, least=1)
 
     def __call__(self, rank: int, shape: tuple[int, int]) -> int:
         """The number."""

@@ -19,6 +19,7 @@ What the literature calls a selection rule is a pair here, and any pair may be f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -267,6 +268,10 @@ class Rarest:
 
     on: View = Entries()
     floor: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.floor) and self.floor >= 0):
+            raise ValueError(f"floor is {self.floor}: take a number that is 0 or more")
 
     def __call__(self, shown: Tensor, count: int, rng: Generator) -> Tensor:
         """The indices (count,) in order of choice."""

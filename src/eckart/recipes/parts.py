@@ -12,6 +12,7 @@ from eckart.errors import EckartError
 from eckart.model.files import read_small, shown
 
 LARGEST = 100_000  # bytes of a recipe
+NUMBERS: Mapping[Any, object] = {"int": 0, "float": 0.0, "bool": False}
 Parts = Mapping[
     str, Mapping[str, type]
 ]  # what may be named where, by role; a role is a setting, or "Class.setting" for one class alone
@@ -41,12 +42,17 @@ def part_of(parts: Parts, role: str, entry: Any, origin: str) -> Any:
         raise EckartError(f"{origin}: [{role.rpartition('.')[2]}] needs part = one of {', '.join(choices)}")
     kind = choices[entry["part"]]
     settings = {key: value for key, value in entry.items() if key != "part" and value is not None}
+    needed = [field.name for field in fields(kind) if field.default is MISSING]
     defaults = {field.name: field.default for field in fields(kind)}
+    # Numbers without a default are of the type that their field says.
+    defaults |= {
+        field.name: NUMBERS[field.type] for field in fields(kind) if field.name in needed and field.type in NUMBERS
+    }
     for key, default in defaults.items():
         of = _role(parts, kind, key, default)
-        if of is not None and (key in settings or default is MISSING):
+        if of is not None and (key in settings or key in needed):
             settings[key] = part_of(parts, of, settings.get(key), origin)
-        elif default is MISSING and key not in settings:
+        elif key in needed and key not in settings:
             raise EckartError(f"{origin}: {kind.__name__} needs a setting {key}")
     for key, value in settings.items():
         if key not in defaults:

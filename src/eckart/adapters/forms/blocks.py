@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.forms.protocol import take
 from eckart.adapters.roles import FREE, FROZEN, Role
 from eckart.adapters.seed import PLACES, Params, Seed
@@ -22,12 +23,17 @@ class Blocks:
     """What is added to chosen blocks of a side ``size``: ``values`` (b, size, size), at the ``places`` (b, 2), counted in blocks.
 
     Blocks at the edge reach beyond the weight; what lies there is left out.
+
+    Raises ``ValueError`` unless size is at least 1.
     """
 
     size: int = 256
     is_product: ClassVar[bool] = False
     is_factored: ClassVar[bool] = False
     roles: ClassVar[Mapping[str, Role]] = {VALUES: FREE, PLACES: FROZEN, SIZES: FROZEN}
+
+    def __post_init__(self) -> None:
+        check_number("size", self.size, least=1)
 
     def check(self, gives: frozenset[str]) -> None:
         """The places."""
@@ -43,6 +49,10 @@ class Blocks:
         """A matrix that is zero but for those blocks."""
         m, n = (int(size) for size in params[SIZES])
         rows, columns = params[PLACES].unbind(1)
+        if params[VALUES].shape[1:] != (self.size, self.size):
+            raise ValueError(
+                f"blocks of {list(params[VALUES].shape[1:])}, where the form has {self.size} x {self.size}"
+            )
         whole = params[VALUES].new_zeros(-(-m // self.size), -(-n // self.size), self.size, self.size)
         whole = whole.index_put((rows, columns), params[VALUES])
         return Dense(whole.transpose(1, 2).flatten(2).flatten(0, 1)[:m, :n])

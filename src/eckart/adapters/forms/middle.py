@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.forms.protocol import take
 from eckart.adapters.roles import FREE, FROZEN, Role
 from eckart.adapters.seed import LEFT, RIGHT, Params, Seed
@@ -28,9 +29,14 @@ class Band:
 
     >>> [part.tolist() for part in Band(1)(torch.eye(2), torch.eye(2), torch.Generator())]
     [[0, 0, 1, 1], [0, 1, 0, 1]]
+
+    Raises ``ValueError`` unless width is 0 or more.
     """
 
     width: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("width", self.width, least=0)
 
     def __call__(self, left: Tensor, right: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         """The places."""
@@ -40,9 +46,15 @@ class Band:
 
 @dataclass(frozen=True)
 class Scattered:
-    """As many different entries as a band of the width has, anywhere."""
+    """As many different entries as a band of the width has, anywhere.
+
+    Raises ``ValueError`` unless width is 0 or more.
+    """
 
     width: int = 1
+
+    def __post_init__(self) -> None:
+        check_number("width", self.width, least=0)
 
     def __call__(self, left: Tensor, right: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         """The places."""
@@ -54,9 +66,15 @@ class Scattered:
 
 @dataclass(frozen=True)
 class Aligned:
-    """The diagonal, and of the other entries those with the largest ``|u_i . v_j|``; for square weights."""
+    """The diagonal, and of the other entries those with the largest ``|u_i . v_j|``; for square weights.
+
+    Raises ``ValueError`` unless width is 0 or more.
+    """
 
     width: int = 1
+
+    def __post_init__(self) -> None:
+        check_number("width", self.width, least=0)
 
     def __call__(self, left: Tensor, right: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         """The places; ``ValueError`` where the weight is not square."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.draws import Draw, Kaiming, Level
 from eckart.adapters.forms.protocol import take
 from eckart.adapters.roles import FREE, FROZEN, Role
@@ -94,13 +95,19 @@ class Cored:
 
 @dataclass(frozen=True)
 class Nested:
-    """``B (B' A') A``: a pair of rank ``inner`` trains between sides that are frozen; B' begins at zero, A' is drawn."""
+    """``B (B' A') A``: a pair of rank ``inner`` trains between sides that are frozen; B' begins at zero, A' is drawn.
+
+    Raises ``ValueError`` unless inner is at least 1.
+    """
 
     inner: int = 16
     draw: Draw = Kaiming()
     is_product: ClassVar[bool] = False
     is_factored: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, Role]] = {LEFT: FROZEN, "inner_left": FREE, "inner_right": FREE, RIGHT: FROZEN}
+
+    def __post_init__(self) -> None:
+        check_number("inner", self.inner, least=1)
 
     def check(self, gives: frozenset[str]) -> None:
         """Both sides."""

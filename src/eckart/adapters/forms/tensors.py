@@ -16,6 +16,15 @@ from eckart.adapters.roles import FREE, Role
 from eckart.adapters.seed import CORE, CORES, Params, Seed
 from eckart.operator import Dense, Factors, Operator, TensorTrain
 
+MOST_MODES = 5  # outputs, inputs, and the three axes of a kernel
+MOST_CORES = 64  # so many digits has no side more
+
+
+def check_count(cores: int) -> None:
+    """Raise ``ValueError`` unless there are 1 to 64 cores."""
+    if not 1 <= cores <= MOST_CORES:
+        raise ValueError(f"a train of {cores} cores: take 1 to {MOST_CORES}")
+
 
 @dataclass(frozen=True)
 class Tucker:
@@ -30,8 +39,10 @@ class Tucker:
     is_product: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.modes < 2 or self.kernel < 1:
-            raise ValueError(f"{self.modes} modes and a rank of {self.kernel} within a kernel: at least two, and one")
+        if not 2 <= self.modes <= MOST_MODES or self.kernel < 1:
+            raise ValueError(
+                f"{self.modes} modes and a rank of {self.kernel} within a kernel: two to {MOST_MODES}, and at least one"
+            )
 
     @property
     def is_factored(self) -> bool:
@@ -70,11 +81,17 @@ class Tucker:
 
 @dataclass(frozen=True)
 class Train:
-    """A tensor train of ``count`` cores, all of which train."""
+    """A tensor train of ``count`` cores, all of which train.
+
+    Raises ``ValueError`` unless there are 1 to 64.
+    """
 
     count: int = 3
     is_product: ClassVar[bool] = True
     is_factored: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_count(self.count)
 
     @property
     def roles(self) -> Mapping[str, Role]:

@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.forms.blocks import block_means
+from eckart.adapters.forms.tensors import check_count
 from eckart.adapters.pick import Pick
 from eckart.adapters.seed import CORE, CORES, LEFT, PLACES, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
@@ -76,6 +78,8 @@ class Crossing:
     >>> seed = Crossing(PivotedQR(), PivotedQR())(Seen(w), Top(), 1, torch.Generator())
     >>> bool(torch.allclose(seed.left @ seed.core @ seed.right, w.double()))
     True
+
+    Raises ``ValueError`` unless cutoff is 0 or more.
     """
 
     columns: Rule
@@ -85,6 +89,9 @@ class Crossing:
     needs: ClassVar[frozenset[Need]] = frozenset()
     gives: ClassVar[frozenset[str]] = frozenset({LEFT, CORE, RIGHT})
     ordered: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("cutoff", self.cutoff, least=0)
 
     @property
     def approximates(self) -> bool:
@@ -105,7 +112,8 @@ class Crossing:
 class OfTrain:
     """The weight as a tensor train of ``count`` cores, both of its sides being split into as many digits, as even as they can be.
 
-    Between neighbours there are as many directions as the rank says, and no more than they can hold.
+    Between neighbours there are as many directions as the rank says, and no more than they can hold. Raises ``ValueError`` unless there
+    are 1 to 64 cores.
 
     >>> from eckart.adapters.pick import Top
     >>> [tuple(core.shape) for core in OfTrain(2)(Seen(torch.ones(6, 4)), Top(), 5, torch.Generator()).cores]
@@ -118,6 +126,9 @@ class OfTrain:
     ordered: ClassVar[bool] = False
     approximates: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_count(self.count)
+
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """The cores."""
         m, n = seen.shape
@@ -129,13 +140,19 @@ class OfTrain:
 
 @dataclass(frozen=True)
 class OfBlocks:
-    """The blocks of a side ``size`` on whose entries the gradient has the largest mean magnitude, as many as the rank says."""
+    """The blocks of a side ``size`` on whose entries the gradient has the largest mean magnitude, as many as the rank says.
+
+    Raises ``ValueError`` unless size is at least 1.
+    """
 
     size: int = 256
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     gives: ClassVar[frozenset[str]] = frozenset({PLACES})
     ordered: ClassVar[bool] = False
     approximates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("size", self.size, least=1)
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """Their places; ``ValueError`` where the weight has not as many."""

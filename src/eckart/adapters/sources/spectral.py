@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.pick import Pick, Top
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed, Seen
 from eckart.linalg import ACCURACY, truncated_svd
@@ -26,6 +27,8 @@ class OfWeight:
     >>> seed = OfWeight()(Seen(torch.diag(torch.tensor([1.0, 3.0]))), Top(), 1, torch.Generator())
     >>> seed.middle.tolist(), seed.right.abs().tolist()
     ([3.0], [[0.0, 1.0]])
+
+    Raises ``ValueError`` unless accuracy is 0 or more.
     """
 
     metric: MetricRule = Plain()
@@ -33,6 +36,9 @@ class OfWeight:
     gives: ClassVar[frozenset[str]] = frozenset({LEFT, MIDDLE, RIGHT})
     ordered: ClassVar[bool] = True
     approximates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("accuracy", self.accuracy, least=0)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -46,13 +52,19 @@ class OfWeight:
 
 @dataclass(frozen=True)
 class OfGradient:
-    """Singular vectors and values of the gradient G of the loss, its mean over samples."""
+    """Singular vectors and values of the gradient G of the loss, its mean over samples.
+
+    Raises ``ValueError`` unless accuracy is 0 or more.
+    """
 
     accuracy: float = ACCURACY
     needs: ClassVar[frozenset[Need]] = frozenset({Need.GRADIENTS})
     gives: ClassVar[frozenset[str]] = frozenset({LEFT, MIDDLE, RIGHT})
     ordered: ClassVar[bool] = True
     approximates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("accuracy", self.accuracy, least=0)
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """Vectors and values."""
@@ -62,7 +74,10 @@ class OfGradient:
 
 @dataclass(frozen=True)
 class OfFirstStep:
-    """Singular vectors and values of ``-rate sign(G)``, the first step that Adam would take at this rate."""
+    """Singular vectors and values of ``-rate sign(G)``, the first step that Adam would take at this rate.
+
+    Raises ``ValueError`` unless rate is above 0, and accuracy is 0 or more.
+    """
 
     rate: float
     accuracy: float = ACCURACY
@@ -70,6 +85,10 @@ class OfFirstStep:
     gives: ClassVar[frozenset[str]] = frozenset({LEFT, MIDDLE, RIGHT})
     ordered: ClassVar[bool] = True
     approximates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_number("rate", self.rate, above=0)
+        check_number("accuracy", self.accuracy, least=0)
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """Vectors and values."""
@@ -89,6 +108,8 @@ class OfInputs:
     >>> seen = Seen(torch.eye(2), moments)
     >>> [OfInputs(centred)(seen, Top(), 1, torch.Generator()).right.abs().round().tolist() for centred in (True, False)]
     [[[0.0, 1.0]], [[1.0, 0.0]]]
+
+    Raises ``ValueError`` unless accuracy is 0 or more.
     """
 
     centred: bool = True
@@ -97,6 +118,9 @@ class OfInputs:
     gives: ClassVar[frozenset[str]] = frozenset({RIGHT})
     ordered: ClassVar[bool] = True
     approximates: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_number("accuracy", self.accuracy, least=0)
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """The directions."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from eckart.errors import EckartError
@@ -64,17 +65,39 @@ def begun_of(table: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: Pa
     found = {}
     for name, told in table.items():
         held = parts[name]
-        operators = {before: _operator(told[before], before, held) for before in (TAKEN, BASE)}
+        try:
+            scale, errors = _numbers_of(told)
+            operators = {before: _operator(told[before], before, held) for before in (TAKEN, BASE)}
+        except ValueError as error:
+            raise EckartError(f"{origin}: {name}: {error}; the table beside it was edited, or is damaged") from error
         params = {key: tensor for key, tensor in held.items() if not key.startswith((TAKEN, BASE))}
-        found[name] = Begun(params, operators[TAKEN], told["scale"], operators[BASE], tuple(told["errors"]))
+        found[name] = Begun(params, operators[TAKEN], scale, operators[BASE], errors)
     return found
+
+
+def _numbers_of(told: Any) -> tuple[float, tuple[float, ...]]:
+    """The scale, and the errors of sweeps; ``ValueError`` for an entry that ``laid_out`` could not have written."""
+    if not isinstance(told, Mapping) or set(told) != {"scale", "errors", TAKEN, BASE}:
+        raise ValueError(f"an adapter's entry is a table of scale, errors, {TAKEN} and {BASE}")
+    if not isinstance(told["errors"], list) or not all(map(_is_number, [told["scale"], *told["errors"]])):
+        raise ValueError("the scale is a number, and the errors of sweeps are a list of them")
+    return float(told["scale"]), tuple(map(float, told["errors"]))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
 
 
 def _operator(record: Record | None, before: str, held: Mapping[str, Tensor]) -> Operator | None:
     """The operator of this record on those of the tensors whose names begin so."""
+    mine = {key.removeprefix(before): tensor for key, tensor in held.items() if key.startswith(before)}
     if record is None:
+        if mine:
+            raise ValueError(f"there is no record of {before} and a tensor {next(iter(mine))} of it")
         return None
-    return Blueprint.of(record).build({k.removeprefix(before): t for k, t in held.items() if k.startswith(before)})
+    blueprint = Blueprint.of(record)
+    blueprint.check_names(mine)
+    return blueprint.build(mine)
 
 
 def state_of(wrapped: Wrapped) -> dict[str, Tensor]:

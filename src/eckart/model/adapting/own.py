@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eckart._version import __version__
-from eckart.adapters.forms import applied
+from eckart.adapters.forms import Form, Gated, applied
 from eckart.errors import EckartError
 from eckart.model.adapting.kept import begun_of, laid_out
 from eckart.model.adapting.modules import CONVOLUTIONS, check_is_matrix, is_adaptable, operator_of, shape_of
@@ -21,11 +21,12 @@ from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.files import make_folder, read_json, sha256_of, write_json
 from eckart.model.progress import Progress, quiet
 from eckart.model.rewrite import check_place
-from eckart.model.surgery.adapter import Convolution, Linear, nearest
+from eckart.model.surgery.adapter import Convolution, Embedding, Linear, nearest
 from eckart.model.surgery.base import Base
 from eckart.model.surgery.merge import merge_changes
 from eckart.model.tensorfile import TensorFile, write_all
-from eckart.operator import Dense, Operator, Sum, in_dtype
+from eckart.operator import Dense, Factors, Operator, Sum, in_dtype
+from eckart.operator.protocol import apply
 
 TENSORS, TABLE = "eckart_adapter.safetensors", "eckart_adapter.json"
 WHOLE = "whole:"  # before the names of tensors of modules that trained as they are
@@ -47,11 +48,15 @@ class Change:
 
     recipe: Adapt
     begun: Begun
-    shape: tuple[int, int]  # of the weight as a matrix
+    shape: tuple[int, int]  # of the weight as a matrix (outputs, inputs)
     kind: Linear
 
     def changed(self, weight: Tensor) -> Tensor:
         """The weight (m, n) with what was taken from it and with what was added, in its dtype."""
+        # The adapter is one of the table (entries, width), which as a map is (width, entries).
+        return self._added(weight.T).T if isinstance(self.kind, Embedding) else self._added(weight)
+
+    def _added(self, weight: Tensor) -> Tensor:
         params = {key: t.to(weight.dtype) if t.is_floating_point() else t for key, t in self.begun.params.items()}
         base: Operator = Dense(weight)
         if self.begun.base is not None:
@@ -120,7 +125,7 @@ def attach(model: Any, recipe: Adapt, own: Own) -> Wrapped:
             raise EckartError(
                 f"{type(model).__name__} has no {name}, which the adapter is for; {nearest(name, modules)}"
             )
-        shape, meant = shape_of(modules[name]), recipe.form.update(begun.params).shape
+        shape, meant = shape_of(modules[name]), _shape_of(name, begun, recipe)
         if shape != meant:
             raise EckartError(
                 f"{name} is a map of {shape[0]} x {shape[1]}, and the adapter changes one of {meant[0]} x {meant[1]}"
@@ -143,12 +148,59 @@ def changes_of(own: Own, recipe: Adapt, modules: Mapping[str, Any]) -> dict[str,
     """
     found = {}
     for name, begun in own.begun.items():
+        rows, columns = _shape_of(name, begun, recipe)
         check_is_matrix(recipe.form, begun.params)
-        module = modules.get(name)
-        kind = Convolution(tuple(module.weight.shape[1:])) if isinstance(module, CONVOLUTIONS) else Linear()
-        rows, columns = recipe.form.update(begun.params).shape
-        found[name] = Change(recipe, begun, (rows, columns), kind)
+        kind = _kind_of(modules.get(name))
+        shape = (columns, rows) if isinstance(kind, Embedding) else (rows, columns)
+        found[name] = Change(recipe, begun, shape, kind)
     return found
+
+
+def _kind_of(module: Any) -> Linear:
+    if isinstance(module, nn.Embedding):
+        return Embedding()
+    return Convolution(tuple(module.weight.shape[1:])) if isinstance(module, CONVOLUTIONS) else Linear()
+
+
+def _shape_of(name: str, begun: Begun, recipe: Adapt) -> tuple[int, int]:
+    """Of the matrix that an adapter changes; raises ``EckartError`` where its tensors are not those of the recipe."""
+    other = sorted(set(recipe.tensors) ^ set(begun.params))
+    if other:
+        there = "is there" if other[0] in begun.params else "is missing"
+        raise EckartError(
+            f"{name}: of the tensors of a {type(recipe.form).__name__} ({', '.join(recipe.tensors)}) {other[0]} {there}: the adapter "
+            "was edited, or is damaged"
+        )
+    whole = [key for key, role in recipe.tensors.items() if role.trains and not begun.params[key].is_floating_point()]
+    if whole:
+        raise EckartError(
+            f"{name}: its {whole[0]} are {begun.params[whole[0]].dtype}, which can't train: the adapter is damaged"
+        )
+    under = [op for op in (begun.taken, begun.base) if op is not None]
+    try:
+        shape = Sum((recipe.form.update(begun.params), *under)).shape
+        _try(recipe.form, begun, shape)
+    except (ValueError, RuntimeError, IndexError) as error:  # which torch raises for tensors of other shapes and dtypes
+        raise EckartError(
+            f"{name}: its tensors make no {type(recipe.form).__name__}: the adapter was edited, or is damaged"
+        ) from error
+    return shape
+
+
+def _try(form: Form, begun: Begun, shape: tuple[int, int]) -> None:
+    """Let an adapter act on a row of zeros above a weight of zeros; raises whatever torch raises."""
+    m, n = shape
+    row = torch.zeros(1, n)
+    nothing = Factors(torch.zeros(m, 1), row)
+    with torch.no_grad():
+        for op in (applied(form, nothing, begun.params, begun.scale), begun.taken, begun.base):
+            if op is not None:
+                apply(op, row.T)
+        if isinstance(form, Gated):
+            weights = form.outputs(begun.params, row, row)[1]
+            for name, tensor in form.gate.moved(begun.params, weights).items():
+                if tensor.shape != begun.params[name].shape:
+                    raise ValueError(f"{name} is {list(begun.params[name].shape)}, not {list(tensor.shape)}")
 
 
 def merge_own(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.choosing import Choice
 from eckart.adapters.draws import Kaiming, Level
 from eckart.adapters.forms import Spectral
@@ -54,10 +55,13 @@ class Search:
     batches: int = 64  # how many it wants
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warm_up < self.steps or not 0 < self.share < 1 or min(self.rate, self.free_rate) <= 0:
-            raise EckartError(
+        for name in ("rate", "free_rate"):
+            check_number(name, getattr(self, name), above=0)
+        check_number("batches", self.batches, least=2)
+        if not 0 <= self.warm_up < self.steps or not 0 < self.share < 1:
+            raise ValueError(
                 f"a search of {self.steps} steps, {self.warm_up} of them to warm up, on a share {self.share:g} of the batches: warm up "
-                "for less than all, leave batches to either part, and give rates above 0"
+                "for less than all, and leave batches to either part"
             )
 
     def __call__(

@@ -190,7 +190,7 @@ def _within(table: Any, origin: str) -> Smaller:
     check_setting(f"{origin}: keep", keep, 0.5)
     try:
         return Smaller(narrow, float(table["keep"]))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise EckartError(f"{origin}: {error}") from error
 
 
@@ -204,4 +204,10 @@ def _roles(table: Mapping[str, Any], origin: str) -> dict[str, Role]:
             if key not in plain:
                 raise EckartError(f"{origin}: a role has no setting {shown(key)}; it has {', '.join(plain)}")
             check_setting(f"{origin}: roles.{name}.{key}", value, plain[key])
-    return {name: Role(**{**entry, "rate": float(entry.get("rate", 1.0))}) for name, entry in entries.items()}
+    made = {}
+    for name, entry in entries.items():
+        try:
+            made[name] = Role(**{**entry, "rate": float(entry.get("rate", 1.0))})
+        except (ValueError, OverflowError) as error:
+            raise EckartError(f"{origin}: roles.{shown(name)}: {error}") from error
+    return made
