@@ -28,10 +28,12 @@ from eckart.adapters.sources import (
     OrthogonalTriangular,
     digits,
 )
+from eckart.adapters.sources.spectral import components, trailing_span
 from eckart.adapters.split import Even, Levelled, OneSided, Outer, ToTheRight
 from eckart.adapters.start import Start
 from eckart.adapters.width import Counted, PartOf
 from eckart.linalg import DEIM, Rarest
+from eckart.metric import Metric
 from eckart.stats import Covariance, Gram, Moments, Plain
 
 SHAPES = [(24, 40), (40, 24), (32, 32), (5, 1)]
@@ -343,3 +345,56 @@ def test_what_does_not_fit_is_told() -> None:
     Cored().check(Start(OfWeight(), split=Outer()).gives)
     with pytest.raises(ValueError, match="inner rank of 5 within a rank of 4"):
         Nested(5).init(Seed(left=torch.zeros(6, 4), right=torch.zeros(4, 6)), torch.zeros(6, 6), 4, rng())
+
+
+# ---- the ends of a spectrum -------------------------------------------------------------------------------------------
+
+
+def graded(m: int, n: int, orders: float) -> Tensor:
+    """A float64 matrix whose values fall evenly by so many orders of ten."""
+    k = min(m, n)
+    u, v = (torch.linalg.qr(torch.randn(side, k, generator=rng(), dtype=torch.float64)).Q for side in (m, n))
+    return (u * torch.logspace(0, -orders, k, dtype=torch.float64)) @ v.T
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (70, 40), (40, 70)])
+@pytest.mark.parametrize("orders", [0.5, 3.0, 5.0])
+def test_the_smallest_components_are_lapacks_without_a_whole_decomposition(
+    shape: tuple[int, int], orders: float
+) -> None:
+    a = graded(*shape, orders)
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    span = trailing_span(a, 5)
+    assert span is not None
+    assert float((u[:, -5:].T @ span).square().sum()) == pytest.approx(5, abs=1e-9)
+    seed = components(a, Metric.plain(), Bottom(), 5, 0.0, rng())
+    assert seed.middle is not None
+    assert torch.allclose(seed.middle, s[-5:], rtol=1e-7, atol=0)
+    made = (seed.left * seed.middle) @ seed.right
+    assert float((made - (u[:, -5:] * s[-5:]) @ vh[-5:]).norm() / s[-5:].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (70, 40), (40, 70)])
+@pytest.mark.parametrize("orders", [12.0, 40.0, 300.0])
+def test_near_a_singular_matrix_the_smallest_components_are_those_of_a_whole_decomposition(
+    shape: tuple[int, int], orders: float
+) -> None:
+    """Values below rounding are noise, whichever way; what is asked for is that nothing above it comes in."""
+    a = graded(*shape, orders)
+    a[:, 3] = a[:, 4]
+    seed = components(a, Metric.plain(), Bottom(), 5, 0.0, rng())
+    kept = torch.linalg.norm((seed.left * seed.middle) @ seed.right)
+    assert float(kept) < 2 * float(torch.linalg.svdvals(a)[-5:].norm()) + 1e-13
+    assert torch.allclose(seed.left.T @ seed.left, torch.eye(5, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("orders", [0.5, 3.0, 9.0, 20.0])
+def test_exact_largest_components_are_lapacks(orders: float) -> None:
+    """By a Gram matrix where that tells them, else not."""
+    a = graded(90, 60, orders)
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    seed = components(a, Metric.plain(), Top(), 20, 0.0, rng())
+    reliable = s[:20] > 1e-13
+    assert torch.allclose(seed.middle[reliable], s[:20][reliable], rtol=1e-8 if orders < 10 else 1e-2, atol=1e-15)
+    best = (u[:, :20] * s[:20]) @ vh[:20]
+    assert float(((seed.left * seed.middle) @ seed.right - best).norm()) < 1e-7 * float(s[20:].norm()) + 1e-14

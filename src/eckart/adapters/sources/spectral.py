@@ -11,10 +11,14 @@ from torch import Generator, Tensor
 from eckart.adapters.checked import check_number
 from eckart.adapters.pick import Pick, Top
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed, Seen
-from eckart.linalg import ACCURACY, truncated_svd
+from eckart.linalg import ACCURACY, GramMatrix, Route, truncated_svd
 from eckart.metric import Metric
 from eckart.operator import Factors
 from eckart.stats import MetricRule, Need, Plain
+
+FEW = 3  # a third of the components and more are found as fast by decomposing the whole
+FAR = 1e4  # between the first and the last value of which a Gram matrix tells the vectors to 1e-8
+CLOSE = 1e-6  # how far what a span holds may be above the least that it can
 
 
 @dataclass(frozen=True)
@@ -156,20 +160,19 @@ class OfInputs:
 def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: float, rng: Generator) -> Seed:
     """Picked left vectors, values and right vectors of a matrix (m, n) in a metric; ``ValueError`` where there are not as many."""
     left, right = pick(rank, min(matrix.shape))
-    reach = int(torch.cat([left, right]).max()) + 1
+    both = torch.cat([left, right])
+    before, reach = int(both.min()), int(both.max()) + 1
     wide = matrix.to(torch.float64)
     seen = metric.whiten(wide)
-    span: Tensor | None = None
-    if reach < min(seen.shape):  # else one decomposition will do
-        found = truncated_svd(
-            matrix if metric.is_plain else seen, reach, accuracy=accuracy, dtype=torch.float64, rng=rng
-        ).op
-        assert isinstance(found, Factors)
-        # Of the factors the left one spans the subspace; within it the vectors are those of the small matrix that is left.
-        span = torch.linalg.qr(found.left).Q
-        seen = span.T @ seen
-    turned, values, _ = torch.linalg.svd(seen, full_matrices=False)
-    if len(values) < reach:
+    span, found = None, 0  # a basis whose components are those from this number on
+    if reach < min(seen.shape):
+        span = leading_span(matrix if metric.is_plain else seen, reach, accuracy, rng)
+    elif FEW * (reach - before) < reach == min(seen.shape):
+        span = trailing_span(seen, reach - before)
+        found = 0 if span is None else before
+    # Of a span the left vectors are those of the small matrix within it; without one a whole decomposition will do.
+    turned, values, _ = torch.linalg.svd(seen if span is None else span.T @ seen, full_matrices=False)
+    if found + len(values) < reach:
         raise ValueError(
             f"{len(values)} of {min(matrix.shape)} components are left in the metric of what was seen, and number {reach} is picked: "
             "show it more, or pick Top"
@@ -179,4 +182,43 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     basis = basis * signs
     rows = basis.T @ wide
     lengths = torch.where(values > 0, values, torch.ones_like(values))
+    left, right = left - found, right - found
     return Seed(left=basis[:, left], middle=values[right], right=rows[right] / lengths[right, None])
+
+
+def leading_span(matrix: Tensor, count: int, accuracy: float, rng: Generator) -> Tensor:
+    """An orthonormal basis (m, count) of the left vectors of the ``count`` largest values, exact where the accuracy is 0."""
+
+    def found(route: Route | None) -> Tensor:
+        op = truncated_svd(matrix, count, accuracy=accuracy, route=route, dtype=torch.float64, rng=rng).op
+        assert isinstance(op, Factors)
+        return torch.linalg.qr(op.left).Q
+
+    if accuracy > 0:
+        return found(None)
+    span = found(GramMatrix())
+    values = torch.linalg.svdvals(span.T @ matrix.to(torch.float64))
+    return span if float(values[-1]) * FAR >= float(values[0]) else found(None)
+
+
+def trailing_span(matrix: Tensor, count: int) -> Tensor | None:
+    """An orthonormal basis (m, count) of the left vectors of the ``count`` smallest of min(m, n) values of a float64 matrix.
+
+    With ``A = Q T``, or ``A^T = Q T`` of a wide matrix, they are the largest ones of the triangular ``T^-1``, whose vectors a Gram matrix
+    tells well where those of ``A^T A`` are lost in rounding. ``None`` where ``A`` is too near a singular matrix for that.
+
+    >>> trailing_span(torch.diag(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)), 1).abs().round(decimals=6).flatten().tolist()
+    [0.0, 1.0, 0.0]
+    """
+    tall = matrix.shape[0] >= matrix.shape[1]
+    triangle = torch.linalg.qr(matrix if tall else matrix.T, mode="r").R
+    tiny = torch.finfo(triangle.dtype).eps * triangle.abs().max()
+    if not bool((triangle.diagonal().abs() > tiny).all()):
+        return None
+    inverse = torch.linalg.solve_triangular(triangle, torch.eye(len(triangle), dtype=triangle.dtype), upper=True)
+    values, vectors = torch.linalg.eigh(inverse @ inverse.T)
+    vectors = vectors[:, -count:]
+    span = torch.linalg.qr(matrix @ vectors if tall else vectors).Q
+    least = torch.linalg.vector_norm(values[-count:].clamp(min=torch.finfo(torch.float64).tiny).rsqrt())
+    there = torch.linalg.vector_norm(span.T @ matrix)
+    return span if bool(there <= (1 + CLOSE) * least) else None
