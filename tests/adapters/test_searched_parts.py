@@ -49,7 +49,7 @@ def test_directions_that_carry_more_than_their_share_are_counted() -> None:
     assert AboveShare(1.5)(weights, [], 6) == {"a": 0, "b": 1, "c": 0}
     for size in range(1, 33):  # equal ones are all there, whatever their rounding
         assert AboveShare()({"a": torch.ones(size).softmax(-1)}, [], size) == {"a": size}
-    with pytest.raises(ValueError, match="times is 0.0: take a number that is above 0"):
+    with pytest.raises(ValueError, match=r"times is 0\.0: take a number that is above 0"):
         AboveShare(0.0)
 
 
