@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,10 +34,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 from machine import facts  # noqa: E402
 from tuning_tasks import Task, tasks  # noqa: E402
 
-from eckart.adapt import RECIPES, Wrapped  # noqa: E402
+from eckart.adapt import RECIPES, Adapt, Wrapped  # noqa: E402
 from eckart.errors import EckartError  # noqa: E402
 from eckart.model.adapting.search import Search  # noqa: E402
 from eckart.model.adapting.wrap import begin_all, heads_of, install, targets_of  # noqa: E402
+from eckart.recipes.adapters.others import flylora, moe_lora_riemannian, smt  # noqa: E402
 
 RUNS = HERE / "results" / "adapters.jsonl"
 RANK = 8
@@ -50,6 +51,13 @@ SHARED = 1e-3  # the rate at which all are compared besides
 KNOWN = ("full", "lora", "rslora", "lora-plus", "dora", "pissa", "corda", "eva", "adalora", "vera", "lora-ga")
 # They train within a model made of files, and in the place of an embedding: other tasks than these.
 ELSEWHERE = ("loram", "loram-width", "semi-nmf-embeddings")
+# Parts that are made for widths of thousands, as models of 64 and a rank of 8 ask for them.
+MADE: Mapping[str, Callable[[], Adapt]] = {
+    **RECIPES,
+    "smt": lambda: smt(size=8),
+    "flylora": lambda: flylora(active=2),
+    "moe-lora-riemannian": lambda: moe_lora_riemannian(experts=4, top=2),
+}
 WARM = 0.05  # of the steps the rate rises, then falls as a cosine
 ALIKE = 0.1  # numbers that are nearer than this to LoRA's are as many
 
@@ -69,7 +77,7 @@ class Run:
 def wrapped(task: Task, run: Run) -> tuple[Wrapped, float]:
     """The model with the recipe's adapters, and the processor's seconds that its start took."""
     model = task.model()
-    recipe = RECIPES[run.recipe]()
+    recipe = MADE[run.recipe]()
     endless = task.batches(task.train, BATCH[task.name], 1000 + run.seed)
     batches = [dict(batch) for batch in islice(endless, recipe.batches)]
     begun = time.process_time()
@@ -124,13 +132,13 @@ def _shape(step: int, steps: int) -> float:
 def settings(task: Task, recipe: str) -> Iterator[tuple[str, int]]:
     """RANK, and where that trains another number of numbers than LoRA the rank that trains most nearly as many."""
     yield "rank", RANK
-    if isinstance(RECIPES[recipe]().ranks, Search):
+    if isinstance(MADE[recipe]().ranks, Search):
         return  # how many train is what it finds out
     aim, own = _numbers(task, "lora", RANK), _numbers(task, recipe, RANK)
     if own and aim and abs(own - aim) > ALIKE * aim and recipe != "full":
         sizes = {rank: _numbers(task, recipe, rank) for rank in (1, 2, 3, 4, 5, 6, 10, 12, 16, 20, 24, 28, 32)}
         best = min((abs(math.log(n / aim)), rank) for rank, n in {**sizes, RANK: own}.items() if n)[1]
-        if best != RANK:
+        if best != RANK and sizes[best] != own:
             yield "numbers", best
 
 
@@ -245,7 +253,8 @@ def table(there: Mapping[Run, dict[str, Any]]) -> str:
         "seeds at the best rate, and the spread (largest less smallest); *beside LoRA* the same over LoRA's; *at 1e-3* the loss at that",
         "rate. The first seed ran at every rate, the others at the best, beside it and at 1e-3. *forgets*: by how much the loss on the",
         "corpus of before rises. Times are of the processor, one thread. Recipes whose numbers are far from LoRA's stand there again,",
-        "at the rank that trains most nearly as many (*equal* numbers).",
+        "at the rank that trains most nearly as many (*equal* numbers). smt has blocks of 8 x 8, flylora 2 directions that act, and",
+        "moe-lora-riemannian 4 experts of which 2 act; else all settings are the recipes' own.",
         "Written by `benchmarks/adapters.py`.",
     ]
     for task in dict.fromkeys(run.task for run in there):
