@@ -117,7 +117,7 @@ def _leaders(model: Any, names: Sequence[str], batch: Batch) -> dict[str, str]:
 
         return hook
 
-    with _evaluating(model), _hooked(model, {name: note(name) for name in names}):
+    with evaluating(model), _hooked(model, {name: note(name) for name in names}):
         model(**batch)
     return {name: found.get(found.get(name, name), name) for name in names}
 
@@ -137,7 +137,7 @@ def _moments(model: Any, names: Sequence[str], batches: Sequence[Batch], *, gram
 
         return hook
 
-    with _evaluating(model), _hooked(model, {name: note(name) for name in names}):
+    with evaluating(model), _hooked(model, {name: note(name) for name in names}):
         for batch in batches:
             waiting, mask = set(names), batch.get("attention_mask")
             hidden = None if mask is None or mask.ndim != 2 else mask.bool().flatten()
@@ -151,7 +151,7 @@ def _moments(model: Any, names: Sequence[str], batches: Sequence[Batch], *, gram
 def _gradients(model: Any, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
     weights = {name: model.get_submodule(name).weight for name in names}
     found = {name: torch.zeros(shape_of(model.get_submodule(name))) for name in names}
-    with _evaluating(model):
+    with evaluating(model):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         for weight in weights.values():
@@ -178,7 +178,7 @@ def _hooked(model: Any, hooks: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Without dropout, for the time of the context."""
     training = model.training
     model.eval()

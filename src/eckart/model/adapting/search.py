@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -24,10 +24,9 @@ from eckart.adapters.seed import MIDDLE
 from eckart.adapters.sources import Drawn
 from eckart.adapters.start import Start
 from eckart.errors import EckartError
-from eckart.model.adapting.observe import Batch
+from eckart.model.adapting.observe import Batch, evaluating
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import begin_all, install
-from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.compression import Paper
 from eckart.model.skeleton import block_names
 
@@ -98,7 +97,10 @@ class Search:
         begun = begin_all(model, probe, names, rank=rank, seed=seed)
         groups, widths = groups_of(model, names), dict.fromkeys(names, rank)
         free = {name: number.requires_grad_() for name, number in self.mixing.begin(widths).items()}
-        with _probed(model, install(model, probe, begun, rank=rank)) as wrapped:
+        wrapped = install(model, probe, begun, rank=rank)
+        with ExitStack() as after:
+            after.callback(wrapped.remove)
+            after.enter_context(evaluating(model))
             factors = [parameter for _, parameter, _ in wrapped.trainable()]
 
             def loss(batch: Batch) -> Tensor:
@@ -139,15 +141,3 @@ def groups_of(model: Any, names: Sequence[str]) -> Groups:
     for name in names:
         found[next((block for block in blocks if name == block or name.startswith(f"{block}.")), "")].append(name)
     return [group for group in found.values() if group]
-
-
-@contextmanager
-def _probed(model: Any, wrapped: Wrapped) -> Iterator[Wrapped]:
-    """Without dropout for the time of the context, after which the adapters are gone."""
-    training = model.training
-    model.eval()
-    try:
-        yield wrapped
-    finally:
-        wrapped.remove()
-        model.train(training)
