@@ -26,13 +26,14 @@ from eckart.adapters.seed import Seed
 from eckart.adapters.sources import digits
 from eckart.errors import EckartError
 from eckart.linalg import truncated_svd
-from eckart.model.adapting.export import difference, export
+from eckart.model.adapting.export import _least, difference, export
 from eckart.model.adapting.modules import Adapted, matrix_of
 from eckart.model.adapting.observe import observe
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import targets_of, wrap
 from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.compression import Paper
+from eckart.operator import Factors
 from eckart.recipes.adapters import ADAPTERS
 from eckart.recipes.adapters.others import flora_tucker, flylora, moe_lora_riemannian, smt
 from eckart.recipes.adapters.pairs import RANDOM, lora, lora_ga, lora_plus, pissa
@@ -877,3 +878,19 @@ def test_a_base_in_bfloat16_keeps_its_type(shelf: dict[str, Path]) -> None:
     assert float(tail) == pytest.approx(
         fit.bounds[-1].achieved, rel=0.02
     )  # what is frozen has the next singular value for norm
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
+def test_no_more_columns_are_stored_than_a_product_takes(size: float) -> None:
+    """Whatever its size; of nothing one is left."""
+    rng = torch.Generator().manual_seed(0)
+    left = size * torch.randn(8, 3, generator=rng, dtype=torch.float64)
+    right = size * torch.randn(3, 6, generator=rng, dtype=torch.float64)
+    twice = Factors(torch.cat([left, -0.5 * left], 1), torch.cat([right, right]))
+    least = _least(twice)
+    assert least.rank == 3
+    assert far(least.dense(), 0.5 * left @ right) < 1e-12
+    assert _least(Factors(left, right)).left is left
+    nothing = _least(Factors(torch.cat([left, left], 1), torch.cat([right, -right])))
+    assert nothing.rank == 1
+    assert float(nothing.dense().abs().max()) < 1e-10 * size**2
