@@ -130,12 +130,10 @@ def _shape(step: int, steps: int) -> float:
 
 
 def settings(task: Task, recipe: str) -> Iterator[tuple[str, int]]:
-    """RANK, and where that trains another number of numbers than LoRA the rank that trains most nearly as many."""
-    yield "rank", RANK
-    if isinstance(MADE[recipe]().ranks, Search):
-        return  # how many train is what it finds out
+    """Where a recipe trains another number of numbers than LoRA at RANK, the rank at which it trains most nearly as many."""
     aim, own = _numbers(task, "lora", RANK), _numbers(task, recipe, RANK)
-    if own and aim and abs(own - aim) > ALIKE * aim and recipe != "full":
+    searched = isinstance(MADE[recipe]().ranks, Search)  # how many train is what that finds out
+    if own and aim and abs(own - aim) > ALIKE * aim and recipe != "full" and not searched:
         sizes = {rank: _numbers(task, recipe, rank) for rank in (1, 2, 3, 4, 5, 6, 10, 12, 16, 20, 24, 28, 32)}
         best = min((abs(math.log(n / aim)), rank) for rank, n in {**sizes, RANK: own}.items() if n)[1]
         if best != RANK and sizes[best] != own:
@@ -334,24 +332,27 @@ def work(found: Mapping[str, Task], names: list[str], scratch: Path, part: int, 
             judge, right = task.losses(model, task.judge)
             write_run(before, {"judge": judge, "right": right, "remembered": task.remembered(model)})
         recipes = [key for key in RECIPES if key not in ELSEWHERE] if name.startswith("stories") else [*KNOWN]
-        for recipe in recipes[part::parts]:
-            try:
-                chosen = list(settings(task, recipe))
-            except EckartError as error:
-                print(f"{name} {recipe}: {error}", flush=True)
-                continue
-            for equal, rank in chosen:
-                while (run := next(sweep(name, recipe, equal, rank, read_runs()), None)) is not None:
-                    try:
-                        result = perform(task, run, STEPS[name])
-                    except EckartError as error:
-                        print(f"{run}: {error}", flush=True)
-                        break
-                    write_run(run, result)
-                    print(run, {key: value for key, value in result.items() if key != "curve"}, flush=True)
-                probed = Run(name, recipe, rank, equal, 0.0, 0)
-                if probed not in read_runs() and (size := memory(scratch, name, recipe, rank)) is not None:
-                    write_run(probed, {"memory": size})
+        recipes = recipes[part::parts]
+        for recipe in recipes:  # those of equal rank first: of the others most recipes have some
+            complete(task, recipe, "rank", RANK, scratch)
+        for recipe in recipes:
+            for equal, rank in settings(task, recipe):
+                complete(task, recipe, equal, rank, scratch)
+
+
+def complete(task: Task, recipe: str, equal: str, rank: int, scratch: Path) -> None:
+    """Make the runs of a sweep that are missing, and measure its memory."""
+    while (run := next(sweep(task.name, recipe, equal, rank, read_runs()), None)) is not None:
+        try:
+            result = perform(task, run, STEPS[task.name])
+        except EckartError as error:
+            print(f"{run}: {error}", flush=True)
+            return
+        write_run(run, result)
+        print(run, {key: value for key, value in result.items() if key != "curve"}, flush=True)
+    probed = Run(task.name, recipe, rank, equal, 0.0, 0)
+    if probed not in read_runs() and (size := memory(scratch, task.name, recipe, rank)) is not None:
+        write_run(probed, {"memory": size})
 
 
 def main() -> None:

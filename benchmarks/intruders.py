@@ -37,7 +37,7 @@ TASK = "llama-shakespeare"
 MADE = (("full", 8), ("lora", 1), ("lora", 8), ("lora", 64))
 SIMILAR, LEADING = 0.6, 10
 SCALES = (1.0, 0.7, 0.3, 0.0)
-LONGER = 4  # times the steps of the comparison: what intrudes grows with training
+LONGER = 2  # times the steps of the comparison: what intrudes grows with training
 
 
 def perform(task: Task, run: Run) -> dict[str, Any]:
