@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,6 +45,7 @@ RANK = 8
 STEPS = {"stories-e2e": 100, "stories-shakespeare": 100, "llama-shakespeare": 60, "bert-sst2": 100}
 BATCH = {"stories-e2e": 4, "stories-shakespeare": 4, "llama-shakespeare": 4, "bert-sst2": 16}
 SEEDS = (0, 1, 2)
+EQUALS = ("rank", "numbers")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FARTHEST = (1e-5, 1.0)  # how far a sweep goes on where its best is at an end
 SHARED = 1e-3  # the rate at which all are compared besides
@@ -322,8 +323,10 @@ def _rows(task: str, there: Mapping[Run, dict[str, Any]]) -> Iterator[dict[str, 
         }
 
 
-def work(found: Mapping[str, Task], names: list[str], scratch: Path, part: int, parts: int) -> None:
-    """Make all runs that are missing, sweep by sweep."""
+def work(
+    found: Mapping[str, Task], names: list[str], scratch: Path, part: int, parts: int, equals: Collection[str]
+) -> None:
+    """Make all runs that are missing, sweep by sweep; those of equal rank first, for of the others most recipes have some."""
     for name in names:
         task = found[name]
         before = Run(name, "untouched", 0, "rank", 0.0, 0)
@@ -333,9 +336,9 @@ def work(found: Mapping[str, Task], names: list[str], scratch: Path, part: int, 
             write_run(before, {"judge": judge, "right": right, "remembered": task.remembered(model)})
         recipes = [key for key in RECIPES if key not in ELSEWHERE] if name.startswith("stories") else [*KNOWN]
         recipes = recipes[part::parts]
-        for recipe in recipes:  # those of equal rank first: of the others most recipes have some
+        for recipe in recipes if "rank" in equals else ():
             complete(task, recipe, "rank", RANK, scratch)
-        for recipe in recipes:
+        for recipe in recipes if "numbers" in equals else ():
             for equal, rank in settings(task, recipe):
                 complete(task, recipe, equal, rank, scratch)
 
@@ -363,6 +366,7 @@ def main() -> None:
     parser.add_argument(
         "--part", default="0/1", help="I/N: every N-th recipe beginning with the I-th, to share the work"
     )
+    parser.add_argument("--equal", choices=EQUALS, help="only sweeps at equal rank, or at as many numbers as LoRA has")
     parser.add_argument("--table", action="store_true", help="only write the table from the runs that are there")
     parser.add_argument("--probe", nargs=3, metavar=("TASK", "RECIPE", "RANK"), help="the memory of one recipe")
     arguments = parser.parse_args()
@@ -376,7 +380,7 @@ def main() -> None:
             print(probe(found[task], recipe, int(rank)))
             return
         part, parts = (int(number) for number in arguments.part.split("/"))
-        work(found, names, arguments.scratch, part, parts)
+        work(found, names, arguments.scratch, part, parts, [arguments.equal] if arguments.equal else EQUALS)
     (HERE / "results" / "adapters.md").write_text(table(read_runs()))
 
 
