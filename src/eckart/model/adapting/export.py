@@ -145,12 +145,14 @@ def _layer(adapter: Adapted, left: Tensor, right: Tensor, lengths: Tensor | None
 
 
 def _least(product: Factors) -> Factors:
-    """The same matrix by as few columns and rows as it takes: sides that did not train stand there twice."""
+    """The same matrix by as few columns and rows as it takes, and no larger ones.
+
+    Sides that did not train stand there twice; of large parts that nearly cancel, as what was taken and what took its place do, factors of
+    the difference itself round to far less in float32.
+    """
     values = FactoredTruncation(product, PLAIN).optimum[0].s
     size = float(torch.linalg.vector_norm(product.left) * torch.linalg.vector_norm(product.right))
     rank = max(1, int((values > NOTHING * size).sum()))
-    if rank == product.rank:
-        return product
     least = truncated_svd(product, rank, accuracy=0.0, dtype=torch.float64).op
     assert isinstance(least, Factors)
     return least
