@@ -10,12 +10,8 @@ near (a product of 0.6) intrude. Each is scaled: ``W + (scale - 1) s u v^T`` (Sh
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +23,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from adapters import SEEDS, STEPS, Run, judged, read_runs, trained  # noqa: E402
 from machine import facts  # noqa: E402
-from tuning_tasks import Task, tasks  # noqa: E402
+from tuning_runs import complete  # noqa: E402
+from tuning_tasks import Task  # noqa: E402
 
 from eckart.model.adapting.modules import matrix_of, put_matrix  # noqa: E402
 from eckart.model.surgery import intruding  # noqa: E402
 
-RUNS = HERE / "results" / "intruders.jsonl"
 TASK = "llama-shakespeare"
 MADE = (("full", 8), ("lora", 1), ("lora", 8), ("lora", 64))
 SIMILAR, LEADING = 0.6, 10
@@ -40,7 +36,7 @@ SCALES = (1.0, 0.7, 0.3, 0.0)
 LONGER = 2  # times the steps of the comparison: what intrudes grows with training
 
 
-def perform(task: Task, run: Run) -> dict[str, Any]:
+def perform(task: Task, run: Run) -> list[dict[str, Any]]:
     """What a training left of the text of before, at each scale of its intruders."""
     made, told = trained(task, run, LONGER * STEPS[TASK])
     before = {name: matrix_of(adapter.base).double().clone() for name, adapter in made.adapters.items()}
@@ -57,7 +53,7 @@ def perform(task: Task, run: Run) -> dict[str, Any]:
         for name, weight in after.items():
             put_matrix(model.get_submodule(name), weight + (scale - 1) * pieces[name])
         found[f"at {scale:g}"] = judged(task, model)
-    return found | {"commit": facts()["commit"]}
+    return [found | {"commit": facts()["commit"]}]
 
 
 def best_rate(recipe: str) -> float:
@@ -97,26 +93,6 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join([*text, ""])
 
 
-def main() -> None:
-    """Make the runs that are missing, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is made first")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.scratch.mkdir(parents=True, exist_ok=True)
-    task = tasks(Path(os.environ["ECKART_DATA"]), arguments.scratch, [TASK])[TASK]
-    for recipe, rank in MADE:
-        for seed in SEEDS:
-            run = Run(TASK, recipe, rank, "rank", best_rate(recipe), seed)
-            lines = [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
-            if asdict(run) in [line["run"] for line in lines]:
-                continue
-            result = perform(task, run)
-            with RUNS.open("a") as handle:
-                handle.write(json.dumps({"run": asdict(run), **result}) + "\n")
-            print(run, result, flush=True)
-    (HERE / "results" / "intruders.md").write_text(table([json.loads(line) for line in RUNS.read_text().splitlines()]))
-
-
 if __name__ == "__main__":
-    main()
+    RUNS = [Run(TASK, recipe, rank, "rank", best_rate(recipe), seed) for recipe, rank in MADE for seed in SEEDS]
+    complete(__doc__, "intruders", RUNS, perform, table)

@@ -9,12 +9,8 @@ leading singular vectors of each changed weight are none of the leading ones of 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 from adapters import RATES, SEEDS, STEPS, Run, judged, trained  # noqa: E402
 from machine import facts  # noqa: E402
-from tuning_tasks import Task, tasks  # noqa: E402
+from tuning_runs import complete  # noqa: E402
+from tuning_tasks import Task  # noqa: E402
 
 from eckart.adapt import Wrapped  # noqa: E402
 from eckart.linalg import truncated_svd  # noqa: E402
@@ -33,7 +30,6 @@ from eckart.model.adapting.modules import matrix_of  # noqa: E402
 from eckart.model.surgery import intruding  # noqa: E402
 from eckart.operator import Factors  # noqa: E402
 
-RUNS = HERE / "results" / "resizing.jsonl"
 TASK = "llama-shakespeare"
 LARGE, SMALL = 64, 32
 SIMILAR, LEADING = 0.6, 10  # a vector none of whose products with those of before is larger intrudes
@@ -97,28 +93,6 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join([*text, ""])
 
 
-def main() -> None:
-    """Make the runs that are missing, then write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scratch", type=Path, required=True, help="folder for what is made first")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.scratch.mkdir(parents=True, exist_ok=True)
-    task = tasks(Path(os.environ["ECKART_DATA"]), arguments.scratch, [TASK])[TASK]
-    for rank in (SMALL, LARGE):
-        for rate in RATES:
-            for seed in SEEDS:
-                run = Run(TASK, "lora", rank, "rank", rate, seed)
-                there = [json.loads(line)["run"] for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
-                if asdict(run) in there:
-                    continue
-                with RUNS.open("a") as handle:
-                    for result in perform(task, run):
-                        handle.write(json.dumps({"run": asdict(run), **result}) + "\n")
-                print(run, flush=True)
-    lines = [json.loads(line) for line in RUNS.read_text().splitlines()]
-    (HERE / "results" / "resizing.md").write_text(table(lines))
-
-
 if __name__ == "__main__":
-    main()
+    RUNS = [Run(TASK, "lora", rank, "rank", rate, seed) for rank in (SMALL, LARGE) for rate in RATES for seed in SEEDS]
+    complete(__doc__, "resizing", RUNS, perform, table)

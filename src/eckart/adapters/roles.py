@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from eckart.adapters.checked import check_number
 
 
 @dataclass(frozen=True)
 class Role:
     """Whether a tensor trains, at which multiple of the learning rate, and whether its weights decay.
 
-    Raises ``ValueError`` for a rate below 0, infinite or no number.
+    Raises ``ValueError`` unless rate is 0 or more.
     """
 
     trains: bool = True
@@ -18,8 +19,7 @@ class Role:
     decay: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rate) and self.rate >= 0):
-            raise ValueError(f"a rate of {self.rate:g}: take a multiple of the learning rate from 0 on")
+        check_number("rate", self.rate, least=0)
 
 
 FREE = Role()

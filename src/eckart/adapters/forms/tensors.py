@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from eckart.adapters.checked import check_number
 from eckart.adapters.draws import Gaussian
 from eckart.adapters.forms.protocol import take
 from eckart.adapters.roles import FREE, Role
@@ -18,12 +19,6 @@ from eckart.operator import Dense, Factors, Operator, TensorTrain
 
 MOST_MODES = 5  # outputs, inputs, and the three axes of a kernel
 MOST_CORES = 64  # so many digits has no side more
-
-
-def check_count(cores: int) -> None:
-    """Raise ``ValueError`` unless there are 1 to 64 cores."""
-    if not 1 <= cores <= MOST_CORES:
-        raise ValueError(f"a train of {cores} cores: take 1 to {MOST_CORES}")
 
 
 @dataclass(frozen=True)
@@ -39,10 +34,8 @@ class Tucker:
     is_product: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.modes <= MOST_MODES or self.kernel < 1:
-            raise ValueError(
-                f"{self.modes} modes and a rank of {self.kernel} within a kernel: two to {MOST_MODES}, and at least one"
-            )
+        check_number("modes", self.modes, least=2, most=MOST_MODES)
+        check_number("kernel", self.kernel, least=1)
 
     @property
     def is_factored(self) -> bool:
@@ -91,7 +84,7 @@ class Train:
     is_factored: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        check_number("count", self.count, least=1, most=MOST_CORES)
 
     @property
     def roles(self) -> Mapping[str, Role]:

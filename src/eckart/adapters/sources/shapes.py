@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from eckart.adapters.checked import check_number
 from eckart.adapters.forms.blocks import block_means
-from eckart.adapters.forms.tensors import check_count
+from eckart.adapters.forms.tensors import MOST_CORES
 from eckart.adapters.pick import Pick
 from eckart.adapters.seed import CORE, CORES, LEFT, PLACES, RIGHT, Seed, Seen
 from eckart.kernels.selection import Candidates, Rule, chosen
@@ -127,7 +127,7 @@ class OfTrain:
     approximates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_count(self.count)
+        check_number("count", self.count, least=1, most=MOST_CORES)
 
     def __call__(self, seen: Seen, pick: Pick, rank: int, rng: Generator) -> Seed:
         """The cores."""

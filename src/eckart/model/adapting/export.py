@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from eckart.adapters.forms import Directed, Pair, scaled
@@ -16,11 +16,11 @@ from eckart.bound import Bound
 from eckart.linalg import truncated_svd
 from eckart.linalg.certified import PLAIN
 from eckart.linalg.factored import FactoredTruncation, low_rank_form
-from eckart.model.adapting.modules import CONVOLUTIONS, Adapted, NoLoraError, check_is_matrix
+from eckart.model.adapting.modules import Adapted, NoLoraError, check_is_matrix
 from eckart.model.adapting.rounded import BASE, write_base
 from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.linear import OperatorLinear
-from eckart.model.surgery.adapter import Adapter, Convolution, Embedding, Layer, Linear
+from eckart.model.surgery.adapter import Adapter, Embedding, Layer, kind_of
 from eckart.model.surgery.writing import aside, brought_to_one_rank, put_into
 from eckart.operator import Factors, Operator, Sum
 
@@ -137,10 +137,9 @@ def _fitted(name: str, adapter: Adapted, rank: int | None) -> tuple[Layer, Bound
 
 def _layer(adapter: Adapted, left: Tensor, right: Tensor, lengths: Tensor | None = None) -> Layer:
     """Factors as PEFT has them: those of an embedding are of the map (width, entries)."""
-    base = adapter.base
-    if isinstance(base, nn.Embedding):
-        return Layer(right.T, left.T, adapter.scale, Embedding(), lengths)
-    kind = Convolution(tuple(base.weight.shape[1:])) if isinstance(base, CONVOLUTIONS) else Linear()
+    kind = kind_of(adapter.base)
+    if isinstance(kind, Embedding):
+        return Layer(right.T, left.T, adapter.scale, kind, lengths)
     return Layer(left, right, adapter.scale, kind, lengths)
 
 
@@ -150,10 +149,10 @@ def _least(product: Factors) -> Factors:
     Sides that did not train stand there twice; of large parts that nearly cancel, as what was taken and what took its place do, factors of
     the difference itself round to far less in float32.
     """
-    values = FactoredTruncation(product, PLAIN).optimum[0].s
+    found = FactoredTruncation(product, PLAIN)
     size = float(torch.linalg.vector_norm(product.left) * torch.linalg.vector_norm(product.right))
-    rank = max(1, int((values > NOTHING * size).sum()))
-    least = truncated_svd(product, rank, accuracy=0.0, dtype=torch.float64).op
+    rank = max(1, int((found.optimum[0].s > NOTHING * size).sum()))
+    least = found.fit(rank, dtype=torch.float64, rng=torch.Generator(), spectral=False).op
     assert isinstance(least, Factors)
     return least
 

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eckart._version import __version__
 from eckart.adapters.forms import Form, Gated, applied
 from eckart.errors import EckartError
 from eckart.model.adapting.kept import begun_of, laid_out
-from eckart.model.adapting.modules import CONVOLUTIONS, check_is_matrix, is_adaptable, operator_of, shape_of
+from eckart.model.adapting.modules import check_is_matrix, is_adaptable, operator_of, shape_of
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import Begun, install
 from eckart.model.adapting.wrapped import Wrapped
 from eckart.model.files import make_folder, read_json, sha256_of, write_json
 from eckart.model.progress import Progress, quiet
 from eckart.model.rewrite import check_place
-from eckart.model.surgery.adapter import Convolution, Embedding, Linear, nearest
+from eckart.model.surgery.adapter import Embedding, Linear, kind_of, nearest
 from eckart.model.surgery.base import Base
 from eckart.model.surgery.merge import merge_changes
 from eckart.model.tensorfile import TensorFile, write_all
@@ -150,16 +150,10 @@ def changes_of(own: Own, recipe: Adapt, modules: Mapping[str, Any]) -> dict[str,
     for name, begun in own.begun.items():
         rows, columns = _shape_of(name, begun, recipe)
         check_is_matrix(recipe.form, begun.params)
-        kind = _kind_of(modules.get(name))
+        kind = kind_of(modules.get(name))
         shape = (columns, rows) if isinstance(kind, Embedding) else (rows, columns)
         found[name] = Change(recipe, begun, shape, kind)
     return found
-
-
-def _kind_of(module: Any) -> Linear:
-    if isinstance(module, nn.Embedding):
-        return Embedding()
-    return Convolution(tuple(module.weight.shape[1:])) if isinstance(module, CONVOLUTIONS) else Linear()
 
 
 def _shape_of(name: str, begun: Begun, recipe: Adapt) -> tuple[int, int]:

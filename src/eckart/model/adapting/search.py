@@ -54,8 +54,8 @@ class Search:
     batches: int = 64  # how many it wants
 
     def __post_init__(self) -> None:
-        for name in ("rate", "free_rate"):
-            check_number(name, getattr(self, name), above=0)
+        check_number("rate", self.rate, above=0)
+        check_number("free_rate", self.free_rate, above=0)
         check_number("batches", self.batches, least=2)
         if not 0 <= self.warm_up < self.steps or not 0 < self.share < 1:
             raise ValueError(

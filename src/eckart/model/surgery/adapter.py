@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from eckart.errors import EckartError
+from eckart.model.adapting.modules import CONVOLUTIONS
 from eckart.operator import Factors, in_dtype
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of modules
@@ -49,6 +50,13 @@ class Convolution(Linear):
         """Right and left factor with the sizes of a kernel."""
         ones = (1,) * (len(self.kernel) - 1)
         return right.reshape(len(right), *self.kernel), left.reshape(*left.shape, *ones)
+
+
+def kind_of(module: Any) -> Linear:
+    """What sort of module a file of adapters tells it to be."""
+    if isinstance(module, nn.Embedding):
+        return Embedding()
+    return Convolution(tuple(module.weight.shape[1:])) if isinstance(module, CONVOLUTIONS) else Linear()
 
 
 class Changing(Protocol):
