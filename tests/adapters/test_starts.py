@@ -364,8 +364,10 @@ def test_the_smallest_components_are_lapacks_without_a_whole_decomposition(
 ) -> None:
     a = graded(*shape, orders)
     u, s, vh = torch.linalg.svd(a, full_matrices=False)
-    span = trailing_span(a, 5)
-    assert span is not None
+    found = trailing_span(a, 5)
+    assert found is not None
+    span, inner = found
+    assert torch.allclose(inner, span.T @ a, atol=1e-12)
     assert float((u[:, -5:].T @ span).square().sum()) == pytest.approx(5, abs=1e-9)
     seed = components(a, Metric.plain(), Bottom(), 5, 0.0, rng())
     assert seed.middle is not None

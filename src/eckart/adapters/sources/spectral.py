@@ -18,6 +18,7 @@ from eckart.stats import MetricRule, Need, Plain
 
 FEW = 3  # a third of the components and more are found as fast by decomposing the whole
 FAR = 1e4  # between the first and the last value of which a Gram matrix tells the vectors to 1e-8
+COLUMNS = 512  # of a matrix that are in float64 at any one time
 CLOSE = 1e-6  # how far what a span holds may be above the least that it can
 
 
@@ -154,7 +155,8 @@ class OfInputs:
         assert seen.moments.gram is not None
         count = max(1, seen.moments.count)
         mean = seen.moments.total / count
-        return seen.moments.gram / count - (torch.outer(mean, mean) if self.centred else 0.0)
+        moment = seen.moments.gram / count
+        return moment.addr_(mean, mean, alpha=-1) if self.centred else moment
 
 
 def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: float, rng: Generator) -> Seed:
@@ -162,52 +164,81 @@ def components(matrix: Tensor, metric: Metric, pick: Pick, rank: int, accuracy: 
     left, right = pick(rank, min(matrix.shape))
     both = torch.cat([left, right])
     before, reach = int(both.min()), int(both.max()) + 1
-    wide = matrix.to(torch.float64)
-    seen = metric.whiten(wide)
-    span, found = None, 0  # a basis whose components are those from this number on
+    seen = matrix if metric.is_plain else metric.whiten(matrix.to(torch.float64))
+    within, found = None, 0  # a basis whose components are those from this number on, and the matrix within it
     if reach < min(seen.shape):
-        span = leading_span(matrix if metric.is_plain else seen, reach, accuracy, rng)
+        within = leading_span(seen, reach, accuracy, rng)
     elif FEW * (reach - before) < reach == min(seen.shape):
-        span = trailing_span(seen, reach - before)
-        found = 0 if span is None else before
-    # Of a span the left vectors are those of the small matrix within it; without one a whole decomposition will do.
-    turned, values, _ = torch.linalg.svd(seen if span is None else span.T @ seen, full_matrices=False)
+        within = trailing_span(seen.to(torch.float64), reach - before)
+        found = 0 if within is None else before
+    rows = None
+    if within is None:  # a whole decomposition will do
+        basis, values, _ = torch.linalg.svd(seen.to(torch.float64), full_matrices=False)
+    else:
+        span, inner = within
+        turned, values = left_vectors(inner)
+        basis = span @ turned
+        rows = turned.T @ inner if metric.is_plain else None
     if found + len(values) < reach:
         raise ValueError(
             f"{len(values)} of {min(matrix.shape)} components are left in the metric of what was seen, and number {reach} is picked: "
             "show it more, or pick Top"
         )
-    basis = turned if span is None else span @ turned
+    rows = times(basis, matrix) if rows is None else rows
     signs = torch.where(basis.gather(0, basis.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    basis = basis * signs
-    rows = basis.T @ wide
-    lengths = torch.where(values > 0, values, torch.ones_like(values))
+    lengths = signs[0] * torch.where(values > 0, values, torch.ones_like(values))
     left, right = left - found, right - found
-    return Seed(left=basis[:, left], middle=values[right], right=rows[right] / lengths[right, None])
+    return Seed(left=(basis * signs)[:, left], middle=values[right], right=rows[right] / lengths[right, None])
 
 
-def leading_span(matrix: Tensor, count: int, accuracy: float, rng: Generator) -> Tensor:
-    """An orthonormal basis (m, count) of the left vectors of the ``count`` largest values, exact where the accuracy is 0."""
+def times(basis: Tensor, matrix: Tensor) -> Tensor:
+    """``B^T M`` (k, n) of a basis (m, k) in float64, without a copy of the whole matrix in it."""
+    return torch.cat([basis.T @ columns.to(torch.float64) for columns in matrix.split(COLUMNS, dim=1)], dim=1)
 
-    def found(route: Route | None) -> Tensor:
+
+def left_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors as columns and the values, descending, of a matrix (k, n) in float64 with no more rows than columns.
+
+    From the Gram matrix of the rows, where that tells the vectors.
+
+    >>> vectors, values = left_vectors(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 2.0]], dtype=torch.float64))
+    >>> vectors.abs().tolist(), values.tolist()
+    ([[0.0, 1.0], [1.0, 0.0]], [2.0, 1.0])
+    """
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    if float(squares[0]) * FAR**2 >= float(squares[-1]):
+        return vectors.flip(1), squares.flip(0).sqrt()
+    exact, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return exact, values
+
+
+def leading_span(matrix: Tensor, count: int, accuracy: float, rng: Generator) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis (m, count) of the left vectors of the ``count`` largest values, and the matrix within it.
+
+    They are exact where the accuracy is 0.
+    """
+
+    def found(route: Route | None) -> tuple[Tensor, Tensor]:
         op = truncated_svd(matrix, count, accuracy=accuracy, route=route, dtype=torch.float64, rng=rng).op
         assert isinstance(op, Factors)
-        return torch.linalg.qr(op.left).Q
+        span = torch.linalg.qr(op.left).Q
+        return span, times(span, matrix)
 
     if accuracy > 0:
         return found(None)
-    span = found(GramMatrix())
-    values = torch.linalg.svdvals(span.T @ matrix.to(torch.float64))
-    return span if float(values[-1]) * FAR >= float(values[0]) else found(None)
+    span, inner = found(GramMatrix())
+    squares = torch.linalg.eigvalsh(inner @ inner.T)
+    return (span, inner) if float(squares[0]) * FAR**2 >= float(squares[-1]) else found(None)
 
 
-def trailing_span(matrix: Tensor, count: int) -> Tensor | None:
+def trailing_span(matrix: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
     """An orthonormal basis (m, count) of the left vectors of the ``count`` smallest of min(m, n) values of a float64 matrix.
 
-    With ``A = Q T``, or ``A^T = Q T`` of a wide matrix, they are the largest ones of the triangular ``T^-1``, whose vectors a Gram matrix
-    tells well where those of ``A^T A`` are lost in rounding. ``None`` where ``A`` is too near a singular matrix for that.
+    And the matrix within it. With ``A = Q T``, or ``A^T = Q T`` of a wide matrix, they are the largest ones of the triangular ``T^-1``,
+    whose vectors a Gram matrix tells well where those of ``A^T A`` are lost in rounding. ``None`` where ``A`` is too near a singular
+    matrix for that.
 
-    >>> trailing_span(torch.diag(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)), 1).abs().round(decimals=6).flatten().tolist()
+    >>> trailing_span(torch.diag(torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)), 1)[0].abs().round(decimals=6).flatten().tolist()
     [0.0, 1.0, 0.0]
     """
     tall = matrix.shape[0] >= matrix.shape[1]
@@ -215,10 +246,12 @@ def trailing_span(matrix: Tensor, count: int) -> Tensor | None:
     tiny = torch.finfo(triangle.dtype).eps * triangle.abs().max()
     if not bool((triangle.diagonal().abs() > tiny).all()):
         return None
-    inverse = torch.linalg.solve_triangular(triangle, torch.eye(len(triangle), dtype=triangle.dtype), upper=True)
+    inverse = torch.linalg.solve_triangular(
+        triangle, torch.eye(len(triangle), dtype=triangle.dtype, device=triangle.device), upper=True
+    )
     values, vectors = torch.linalg.eigh(inverse @ inverse.T)
     vectors = vectors[:, -count:]
     span = torch.linalg.qr(matrix @ vectors if tall else vectors).Q
+    inner = span.T @ matrix
     least = torch.linalg.vector_norm(values[-count:].clamp(min=torch.finfo(torch.float64).tiny).rsqrt())
-    there = torch.linalg.vector_norm(span.T @ matrix)
-    return span if bool(there <= (1 + CLOSE) * least) else None
+    return (span, inner) if torch.linalg.vector_norm(inner) <= (1 + CLOSE) * least else None

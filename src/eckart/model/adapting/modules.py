@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class Adapted(nn.Module):
                 self.register_buffer(name, params[name])
         self._taken = None if taken is None else Blueprint.of(describe(taken))
         for name, tensor in ({} if taken is None else taken.tensors()).items():
-            self.register_buffer(f"taken_{name}", tensor.detach().clone())
+            self.register_buffer(f"taken_{name}", _apart(tensor.detach(), params.values()))
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -213,6 +213,13 @@ def matrix_of(module: Any) -> Tensor:
     if packed is not None:
         raise EckartError(packed)
     return turned(module, module.weight)
+
+
+def _apart(tensor: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """The tensor, or a copy where it has memory in common with others, which change, or is a part of something larger."""
+    memory = tensor.untyped_storage()
+    shared = any(memory.data_ptr() == other.untyped_storage().data_ptr() for other in others)
+    return tensor.clone() if shared or memory.nbytes() > tensor.nbytes else tensor
 
 
 def is_adaptable(module: Any) -> bool:

@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from eckart.adapters.seed import Seen, Unread
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import CONVOLUTIONS, device_of, matrix_of, shape_of, turned, why_packed
+from eckart.model.adapting.pieces import Batch, Order, Piece, Stream, Whole, backward, forward, grouped, parted
 from eckart.stats import Moments, Need
 
 ROOM, SHARE = 250_000_000, 8  # bytes of moments or gradients at any one time: these, or of the model's one in so many
-Batch = Mapping[str, Tensor]
-
-
-class _Enough(Exception):
-    """Everything that was to be seen of a batch has been seen."""
 
 
 def observe(
@@ -34,7 +30,6 @@ def observe(
         raise EckartError("this recipe starts from what the model does with a text: give batches")
     if Need.GRADIENTS in needs and not all("labels" in batch for batch in batches):
         raise EckartError("this recipe starts from gradients of the loss: give batches with labels")
-    gram = Need.GRAM in needs
     convolutions = [name for name in names if isinstance(model.get_submodule(name), CONVOLUTIONS)]
     if convolutions and needs - {Need.GRADIENTS}:
         raise EckartError(
@@ -49,29 +44,69 @@ def observe(
     if packed and Need.GRADIENTS in needs:
         name, why = next(iter(packed.items()))
         raise EckartError(f"{name} has no gradient: {why}")
-    of_inputs = bool(needs - {Need.GRADIENTS})
-    leaders = _leaders(model, names, batches[0]) if of_inputs else {}
-    size = {
-        name: _bytes(shape_of(model.get_submodule(name)), needs, shared=leaders.get(name, name) != name)
-        for name in names
-    }
     if room is None:
         room = max(ROOM, sum(tensor.nbytes for tensor in model.parameters()) // SHARE)
-    for group in _groups(names, size, room):
-        led = {name: leaders[name] if leaders[name] in group else name for name in group} if of_inputs else {}
-        moments = _moments(model, sorted({*led.values()}, key=names.index), batches, gram=gram) if led else {}
-        common: dict[str, dict[str, Any]] = {leader: {} for leader in moments}
-        gradients = _gradients(model, group, batches) if Need.GRADIENTS in needs else {}
-        yield {
-            name: Seen(
-                _weight(module),
-                moments.get(led.get(name, name)),
-                gradients.get(name),
-                sizes=_sizes(module),
-                worked_out=common.get(led.get(name, name), {}),
-            )
-            for name, module in ((name, model.get_submodule(name)) for name in group)
-        }
+    steps = _all_seen(model, names, needs, batches, room)
+    while True:
+        with evaluating(model):
+            found = next(steps, None)
+        if found is None:
+            return
+        yield found
+        found.clear()  # so that they are gone before the next ones come
+
+
+def _all_seen(
+    model: Any, names: Sequence[str], needs: frozenset[Need], batches: Sequence[Batch], room: int
+) -> Iterator[dict[str, Seen]]:
+    leaders, blocks = {name: name for name in names}, list[str]()
+    shapes = {name: shape_of(model.get_submodule(name)) for name in names}
+    if needs - {Need.GRADIENTS} or sum(_bytes(shape, needs, shared=False) for shape in shapes.values()) > room:
+        leaders, blocks = _looked_at(model, names, batches[0])
+    size = {name: _bytes(shape, needs, shared=leaders[name] != name) for name, shape in shapes.items()}
+    for piece in _pieces(model, names, needs, batches, size, room, blocks):
+        for group in piece.groups:
+            led = {name: leaders[name] if leaders[name] in group else name for name in group}
+            moments = _moments(model, piece, led, batches, needs)
+            common: dict[str, dict[str, Any]] = {leader: {} for leader in moments}
+            gradients = _gradients(model, piece, group, len(batches)) if Need.GRADIENTS in needs else {}
+            found = {
+                name: Seen(
+                    _weight(module),
+                    moments.get(led[name]),
+                    gradients.get(name),
+                    sizes=_sizes(module),
+                    worked_out=common.get(led[name], {}),
+                )
+                for name, module in ((name, model.get_submodule(name)) for name in group)
+            }
+            del moments, gradients
+            yield found
+
+
+def _pieces(
+    model: Any,
+    names: Sequence[str],
+    needs: frozenset[Need],
+    batches: Sequence[Batch],
+    size: Mapping[str, int],
+    room: int,
+    blocks: Sequence[str],
+) -> Iterator[Piece]:
+    """The blocks in stretches, where they are run one after another, and the whole model for all maps that are in none of them."""
+    of_gradients = Need.GRADIENTS in needs
+    inside: dict[int, list[str]] = {}
+    for number, block in enumerate(blocks):
+        inside |= {number: maps} if (maps := [name for name in names if name.startswith(f"{block}.")]) else {}
+    outside = [name for name in names if not any(name in maps for maps in inside.values())]
+    if inside:
+        stream = Stream(model, blocks, batches)
+        # Behind the last map that is looked at nothing has to be run, but for a loss.
+        stop = len(blocks) if of_gradients else max(inside) + 1
+        parts = parted(inside, size, room, together=of_gradients, stop=stop)
+        yield from (backward if of_gradients else forward)(stream, parts)
+    if outside:
+        yield Whole(model, batches, list(grouped(outside, size, room)))
 
 
 def _sizes(module: nn.Module) -> tuple[int, ...]:
@@ -88,23 +123,12 @@ def _bytes(shape: tuple[int, int], needs: frozenset[Need], *, shared: bool) -> i
     return (8 * n * n if Need.GRAM in needs and not shared else 0) + (4 * m * n if Need.GRADIENTS in needs else 0)
 
 
-def _groups(names: Sequence[str], size: Mapping[str, int], room: int) -> Iterator[list[str]]:
-    """The names in order, cut where the next one would be too much; one that is too large for the room comes alone.
-
-    What takes no room of its own stays with what comes before it.
-    """
-    group: list[str] = []
-    for name in names:
-        if group and size[name] and sum(size[other] for other in group) + size[name] > room:
-            yield group
-            group = []
-        group.append(name)
-    yield group
-
-
 @torch.no_grad()
-def _leaders(model: Any, names: Sequence[str], batch: Batch) -> dict[str, str]:
-    """For each map the first one that is handed the very same tensor, one after the other: itself where there is none."""
+def _looked_at(model: Any, names: Sequence[str], batch: Batch) -> tuple[dict[str, str], list[str]]:
+    """For each map the first one that is handed the very same tensor, one after the other, itself where there is none; and the blocks.
+
+    There are none where they are not run one after another.
+    """
     found: dict[str, str] = {}
     last: list[tuple[str, Tensor]] = []
 
@@ -117,53 +141,65 @@ def _leaders(model: Any, names: Sequence[str], batch: Batch) -> dict[str, str]:
 
         return hook
 
-    with evaluating(model), _hooked(model, {name: note(name) for name in names}):
+    with Order(model) as order, _hooked(model, {name: note(name) for name in names}):
         model(**batch)
-    return {name: found.get(found.get(name, name), name) for name in names}
+    return {name: found.get(found.get(name, name), name) for name in names}, order.blocks
 
 
 @torch.no_grad()
-def _moments(model: Any, names: Sequence[str], batches: Sequence[Batch], *, gram: bool) -> dict[str, Moments]:
-    found = {name: Moments.zeros(shape_of(model.get_submodule(name))[1], gram=gram) for name in names}
+def _moments(
+    model: Any, piece: Piece, led: Mapping[str, str], batches: Sequence[Batch], needs: frozenset[Need]
+) -> dict[str, Moments]:
+    """Of the inputs of those that lead others, where they are needed."""
+    if not needs - {Need.GRADIENTS}:
+        return {}
+    leading = {name: model.get_submodule(name) for name, leader in led.items() if name == leader}
+    found = {
+        name: Moments.zeros(shape_of(module)[1], gram=Need.GRAM in needs, device=device_of(module))
+        for name, module in leading.items()
+    }
     hidden: Tensor | None = None
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             rows = args[0].detach().flatten(0, -2)
             found[name].add(rows if hidden is None or len(hidden) != len(rows) else rows[hidden])
-            waiting.discard(name)
-            if not waiting:
-                raise _Enough
 
         return hook
 
-    with evaluating(model), _hooked(model, {name: note(name) for name in names}):
-        for batch in batches:
-            waiting, mask = set(names), batch.get("attention_mask")
+    with _hooked(model, {name: note(name) for name in leading}):
+        for number, batch in enumerate(batches):
+            mask = batch.get("attention_mask")
             hidden = None if mask is None or mask.ndim != 2 else mask.bool().flatten()
-            try:
-                model(**batch)
-            except _Enough:
-                continue
+            piece.run(number)
     return found
 
 
-def _gradients(model: Any, names: Sequence[str], batches: Sequence[Batch]) -> dict[str, Tensor]:
-    weights = {name: model.get_submodule(name).weight for name in names}
-    found = {name: torch.zeros(shape_of(model.get_submodule(name))) for name in names}
-    with evaluating(model):
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
+def _gradients(model: Any, piece: Piece, names: Sequence[str], count: int) -> dict[str, Tensor]:
+    """Means over batches, added up as each weight's is there: all of one batch are never held beside them."""
+    modules = {name: model.get_submodule(name) for name in names}
+    found = {name: torch.zeros(shape_of(module), device=device_of(module)) for name, module in modules.items()}
+    weights = {id(module.weight): module.weight for module in modules.values()}
+
+    def add(weight: Tensor) -> None:
+        assert weight.grad is not None
+        for name, module in modules.items():
+            if module.weight is weight:
+                found[name].add_(turned(module, weight.grad), alpha=1 / count)
+        weight.grad = None
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    handles = [weight.requires_grad_(True).register_post_accumulate_grad_hook(add) for weight in weights.values()]
+    try:
+        with torch.enable_grad():
+            for batch in range(count):
+                piece.back(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
         for weight in weights.values():
-            weight.requires_grad_(True)
-        try:
-            for batch in batches:
-                grads = torch.autograd.grad(model(**batch).loss, list(weights.values()))
-                for name, grad in zip(names, grads, strict=True):
-                    found[name] += turned(model.get_submodule(name), grad).float() / len(batches)
-        finally:
-            for weight in weights.values():
-                weight.requires_grad_(False)
+            weight.requires_grad_(False)
     return found
 
 
@@ -179,10 +215,15 @@ def _hooked(model: Any, hooks: Mapping[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Without dropout, for the time of the context."""
-    training = model.training
+    """Without dropout, and without keys and values kept for tokens to come, for the time of the context."""
+    training, config = model.training, getattr(model, "config", None)
+    keeps = bool(getattr(config, "use_cache", False))
     model.eval()
+    if config is not None and keeps:
+        config.use_cache = False
     try:
         yield
     finally:
         model.train(training)
+        if config is not None and keeps:
+            config.use_cache = True

@@ -18,7 +18,7 @@ from eckart.adapters.schedules import Constant, Schedule
 from eckart.adapters.start import Start
 from eckart.adapters.stored import AsItIs, Stored
 from eckart.adapters.width import AsAsked, Width
-from eckart.model.adapting.observe import Batch
+from eckart.model.adapting.pieces import Batch
 from eckart.model.adapting.within import Itself, Within
 from eckart.model.compression import Narrow, Paper
 from eckart.stats import Need

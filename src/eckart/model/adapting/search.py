@@ -24,7 +24,8 @@ from eckart.adapters.seed import MIDDLE
 from eckart.adapters.sources import Drawn
 from eckart.adapters.start import Start
 from eckart.errors import EckartError
-from eckart.model.adapting.observe import Batch, evaluating
+from eckart.model.adapting.observe import evaluating
+from eckart.model.adapting.pieces import Batch
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.wrap import begin_all, install
 from eckart.model.compression import Paper

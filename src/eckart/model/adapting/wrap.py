@@ -24,7 +24,8 @@ from eckart.model.adapting.modules import (
     put_matrix,
     shape_of,
 )
-from eckart.model.adapting.observe import Batch, observe
+from eckart.model.adapting.observe import observe
+from eckart.model.adapting.pieces import Batch
 from eckart.model.adapting.places import check_replaceable, check_takeable, put
 from eckart.model.adapting.recipe import Adapt
 from eckart.model.adapting.within import Itself

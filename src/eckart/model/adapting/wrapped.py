@@ -20,7 +20,7 @@ from eckart.model.adapting.modules import (
     why_packed,
     without_operator,
 )
-from eckart.model.adapting.observe import Batch
+from eckart.model.adapting.pieces import Batch
 from eckart.model.adapting.places import holders, put, untie
 from eckart.model.adapting.processes import ALONE, Processes
 from eckart.model.adapting.recipe import Adapt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Generator
 
+from eckart.adapters.seed import Seen
 from eckart.metric import Metric
-from eckart.model.adapting.observe import Batch, observe
+from eckart.model.adapting.observe import observe
+from eckart.model.adapting.pieces import Batch
 from eckart.model.checkpoint import resolve
 from eckart.model.evaluate import BATCH_TOKENS, load
 from eckart.model.skeleton import without_bars
@@ -32,12 +34,12 @@ class Text:
 class Inputs:
     """For each of some modules the metric in which an error E counts ``mean |E x|^2`` over the inputs x of a text.
 
-    Moments are taken when they are asked for, of as many modules from there on as there is room for: who asks in the order of
-    ``modules`` has each taken once.
+    Moments are taken when they are asked for, a few modules at a time: who asks in the order of ``modules`` has each taken once.
     """
 
     def __init__(self, model: Any, modules: Sequence[str], batches: Sequence[Batch]) -> None:
         self._model, self._modules, self._batches = model, list(modules), batches
+        self._coming: Iterator[dict[str, Seen]] = iter(())
         self._held: Mapping[str, Metric] = {}
 
     @classmethod
@@ -54,9 +56,15 @@ class Inputs:
     def __call__(self, module: str) -> Metric:
         """The metric of one module."""
         if module not in self._held:
-            self._held = {}
-            rest = self._modules[self._modules.index(module) :]
-            seen = next(observe(self._model, rest, frozenset({Need.GRAM}), self._batches))
-            rule = Gram()
-            self._held = {name: rule(entry.moments) for name, entry in seen.items()}
+            self._held = self._next_with(module)
         return self._held[module]
+
+    def _next_with(self, module: str) -> Mapping[str, Metric]:
+        """The metrics of those that are seen together with a module; from the beginning where it has gone by."""
+        self._held = {}
+        for _ in range(2):
+            for seen in self._coming:
+                if module in seen:
+                    return {name: Gram()(entry.moments) for name, entry in seen.items()}
+            self._coming = observe(self._model, self._modules, frozenset({Need.GRAM}), self._batches)
+        raise KeyError(module)
