@@ -200,6 +200,32 @@ def test_a_model_whose_blocks_are_no_chain_is_run_as_a_whole(kind: type[Shortcut
         assert torch.allclose(found[name].gradient, gradient, atol=1e-6)
 
 
+def test_what_others_put_in_the_place_of_a_forward_stays(tmp_path: Path) -> None:
+    """As accelerate does for models that lie on several devices."""
+    model = model_of("llama", tmp_path)
+    block, ran = model.model.layers[1], []
+    own = block.forward
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        ran.append(1)
+        return own(*args, **kwargs)
+
+    block.forward = instead
+    list(observe(model, targets_of(model), frozenset({Need.GRADIENTS}), batches(), room=1))
+    assert block.forward is instead
+    assert "forward" not in model.model.layers[0].__dict__
+    assert len(ran) > 3
+
+
+def test_blocks_that_are_compiled_are_no_chain(tmp_path: Path) -> None:
+    model = model_of("llama", tmp_path)
+    with torch.no_grad(), evaluating(model), Order(model) as order:
+        model(**batches()[0])
+    assert order.blocks
+    model.model.layers[1].compile(backend="eager")
+    assert order.blocks == []
+
+
 def test_keys_and_values_are_kept_again_afterwards(tmp_path: Path) -> None:
     model = model_of("llama", tmp_path).train()
     assert model.config.use_cache

@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from eckart.adapters.checked import check_number
 from eckart.adapters.pick import Pick, Top
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed, Seen
+from eckart.kernels.svd import LAPACK_SIDE
 from eckart.linalg import ACCURACY, GramMatrix, Route, truncated_svd
 from eckart.metric import Metric
 from eckart.operator import Factors
@@ -215,7 +216,7 @@ def left_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def leading_span(matrix: Tensor, count: int, accuracy: float, rng: Generator) -> tuple[Tensor, Tensor]:
     """An orthonormal basis (m, count) of the left vectors of the ``count`` largest values, and the matrix within it.
 
-    They are exact where the accuracy is 0.
+    They are exact where the accuracy is 0 or the matrix small.
     """
 
     def found(route: Route | None) -> tuple[Tensor, Tensor]:
@@ -224,7 +225,7 @@ def leading_span(matrix: Tensor, count: int, accuracy: float, rng: Generator) ->
         span = torch.linalg.qr(op.left).Q
         return span, times(span, matrix)
 
-    if accuracy > 0:
+    if accuracy > 0 and min(matrix.shape) > LAPACK_SIDE:
         return found(None)
     span, inner = found(GramMatrix())
     squares = torch.linalg.eigvalsh(inner @ inner.T)

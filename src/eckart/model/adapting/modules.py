@@ -13,9 +13,11 @@ from transformers.pytorch_utils import Conv1D
 from eckart.adapters.forms import Directed, Form, Gated, applied, scaled
 from eckart.adapters.roles import Role
 from eckart.errors import EckartError
+from eckart.kernels.panels import PANEL
 from eckart.model.adapting.processes import together
 from eckart.model.linear import OperatorEmbedding, OperatorLinear, apply_to_rows
 from eckart.operator import Blueprint, Dense, Factors, Operator, Sum, describe
+from eckart.operator.panels import rows
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # An OperatorLinear is a Linear, an OperatorEmbedding an Embedding.
@@ -274,6 +276,16 @@ def put_matrix(module: Any, matrix: Tensor) -> None:
     """Write a matrix (outputs, inputs) into the weight of a module, rounded to the weight's dtype."""
     with torch.no_grad():
         module.weight.copy_((matrix.T if isinstance(module, Conv1D) else matrix).reshape(module.weight.shape))
+
+
+def add_to_weight(module: Any, op: Operator, times: float) -> None:
+    """Add ``times`` an operator (outputs, inputs) to the weight of a module: a few rows at a time in float32, rounded to its dtype."""
+    weight = module.weight.detach()
+    weight = weight.T if isinstance(module, Conv1D) else weight
+    for start in range(0, len(weight), PANEL):
+        part = weight[start : start + PANEL]
+        added = rows(op, start, start + len(part)).to(torch.float32)
+        part.copy_(part.flatten(1).to(torch.float32).add(added, alpha=times).reshape(part.shape))
 
 
 def without_operator(module: Any) -> Any:

@@ -81,9 +81,13 @@ class Order:
 
     @property
     def blocks(self) -> list[str]:
-        """The blocks, where each was run once and given the very tensor that the one before it gave; else none."""
+        """The blocks, where each was run once and given the very tensor that the one before it gave; else none.
+
+        One that is compiled by itself is called by another way than ``forward``, and no part of a chain.
+        """
         wanted = [self._model.get_submodule(name) for name in self._names]
-        return [] if self._broken or self._done != wanted else self._names
+        compiled = any(block._compiled_call_impl is not None for block in wanted)
+        return [] if self._broken or compiled or self._done != wanted else self._names
 
 
 def _is_plain(value: Any) -> bool:
@@ -127,13 +131,17 @@ class Stream:
 
     @contextmanager
     def _doing(self, forward: Callable[..., Tensor]) -> Iterator[None]:
+        before = [block.__dict__.get("forward") for block in self._blocks]  # what accelerate put there, where it did
         for block in self._blocks:
             block.forward = forward
         try:
             yield
         finally:
-            for block in self._blocks:
-                del block.forward
+            for block, own in zip(self._blocks, before, strict=True):
+                if own is None:
+                    del block.forward
+                else:
+                    block.forward = own
 
     def through(self, batch: int, blocks: range, hidden: Tensor) -> Tensor:
         """The hidden states after these blocks."""

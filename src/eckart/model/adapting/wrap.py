@@ -16,12 +16,11 @@ from eckart.adapters.seed import Pool, Seen
 from eckart.adapters.stored import Started
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import (
+    add_to_weight,
     check_takes,
     device_of,
     is_adaptable,
     kind_for,
-    matrix_of,
-    put_matrix,
     shape_of,
 )
 from eckart.model.adapting.observe import observe
@@ -124,7 +123,7 @@ def install(
             held = OperatorLinear.of(start.base, module.bias).to(device_of(module))
             module = held.requires_grad_(False).train(module.training)
         if start.taken is not None:
-            put_matrix(module, matrix_of(module).detach().to(torch.float32) - start.taken.dense().to(torch.float32))
+            add_to_weight(module, start.taken, -1.0)
         adapters[name] = kind_for(module)(
             module, recipe.form, start.params, recipe.tensors, start.scale, taken=start.taken, dropout=dropout
         )

@@ -15,7 +15,7 @@ from eckart.adapters.schedules import PRODUCT, State, Watching
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import (
     Adapted,
-    matrix_of,
+    add_to_weight,
     put_matrix,
     why_packed,
     without_operator,
@@ -138,7 +138,7 @@ class Wrapped:
         """The model without adapters, with what was taken from its weights back in them; where nothing was it is bitwise as before."""
         for name, adapter in self.adapters.items():
             if adapter.taken is not None:
-                put_matrix(adapter.base, matrix_of(adapter.base).to(torch.float32) + adapter.taken.dense())
+                add_to_weight(adapter.base, adapter.taken, 1.0)
             put(self.model, name, adapter.base)
         return self.model
 
