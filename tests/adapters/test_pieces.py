@@ -12,11 +12,14 @@ from models import ARCHITECTURES, VOCABULARY
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
+from eckart.errors import EckartError
 from eckart.model.adapting.modules import shape_of, turned
 from eckart.model.adapting.observe import evaluating, observe
 from eckart.model.adapting.pieces import Order
 from eckart.model.adapting.wrap import targets_of
+from eckart.model.linear import OperatorLinear
 from eckart.model.skeleton import block_names
+from eckart.operator import Factors
 from eckart.stats import Need
 
 BOTH = frozenset({Need.GRAM, Need.GRADIENTS})
@@ -129,12 +132,39 @@ def test_what_was_seen_is_gone_when_more_is_asked_for(tmp_path: Path) -> None:
         before = group
 
 
+def test_weights_that_are_made_of_operators_come_one_by_one_where_there_is_no_room(tmp_path: Path) -> None:
+    """Nothing is measured, and still a compressed model is not made dense at once."""
+    model = model_of("llama", tmp_path)
+    names = targets_of(model)
+    assert [len(group) for group in observe(model, names, frozenset(), (), room=1)] == [len(names)]
+    block = model.model.layers[0].mlp
+    for name in ("up_proj", "gate_proj"):
+        weight = getattr(block, name).weight.detach()
+        setattr(block, name, OperatorLinear.of(Factors(weight[:, :2].clone(), torch.eye(weight.shape[1])[:2]), None))
+    held = [name for name in names if isinstance(model.get_submodule(name), OperatorLinear)]
+    groups = [list(group) for group in observe(model, names, frozenset(), (), room=1)]
+    assert len(groups) == 1 + len(held) == 3
+    assert [name for group in groups for name in group] == names
+
+
+def test_a_model_that_runs_other_blocks_for_another_batch_is_refused() -> None:
+    class Skipping(Shortcut):
+        def forward(self, x: Tensor, labels: Tensor) -> Any:
+            for layer in self.layers[: 3 if len(x) == 5 else 2]:
+                x = layer(x)
+            return type("Output", (), {"loss": (x - labels).square().mean()})()
+
+    given = [{"x": torch.randn(rows, 6), "labels": torch.randn(rows, 6)} for rows in (5, 4)]
+    with pytest.raises(EckartError, match="Skipping runs its blocks in another way for one of the batches"):
+        list(observe(Skipping(), ["layers.0.0", "layers.1.0"], frozenset({Need.GRADIENTS}), given, room=1))
+
+
 class Shortcut(nn.Module):
     """A model with a list of equal blocks of which the second is given something else than the first one gave."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(6, 6) for _ in range(3)])
+        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)])
 
     def forward(self, x: Tensor, labels: Tensor) -> Any:
         first = self.layers[0](x)

@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 from eckart.adapters.checked import check_number
 from eckart.adapters.pick import Pick, Top
 from eckart.adapters.seed import LEFT, MIDDLE, RIGHT, Seed, Seen
-from eckart.kernels.svd import LAPACK_SIDE
 from eckart.linalg import ACCURACY, GramMatrix, Route, truncated_svd
+from eckart.linalg.truncated import SMALL
 from eckart.metric import Metric
 from eckart.operator import Factors
 from eckart.stats import MetricRule, Need, Plain
@@ -225,7 +225,7 @@ def leading_span(matrix: Tensor, count: int, accuracy: float, rng: Generator) ->
         span = torch.linalg.qr(op.left).Q
         return span, times(span, matrix)
 
-    if accuracy > 0 and min(matrix.shape) > LAPACK_SIDE:
+    if accuracy > 0 and min(matrix.shape) > SMALL:
         return found(None)
     span, inner = found(GramMatrix())
     squares = torch.linalg.eigvalsh(inner @ inner.T)

@@ -13,6 +13,7 @@ from eckart.adapters.seed import Seen, Unread
 from eckart.errors import EckartError
 from eckart.model.adapting.modules import CONVOLUTIONS, device_of, matrix_of, shape_of, turned, why_packed
 from eckart.model.adapting.pieces import Batch, Order, Piece, Stream, Whole, backward, forward, grouped, parted
+from eckart.model.linear import OperatorEmbedding, OperatorLinear
 from eckart.stats import Moments, Need
 
 ROOM, SHARE = 250_000_000, 8  # bytes of moments or gradients at any one time: these, or of the model's one in so many
@@ -60,10 +61,10 @@ def _all_seen(
     model: Any, names: Sequence[str], needs: frozenset[Need], batches: Sequence[Batch], room: int
 ) -> Iterator[dict[str, Seen]]:
     leaders, blocks = {name: name for name in names}, list[str]()
-    shapes = {name: shape_of(model.get_submodule(name)) for name in names}
-    if needs - {Need.GRADIENTS} or sum(_bytes(shape, needs, shared=False) for shape in shapes.values()) > room:
+    size = {name: _bytes(model.get_submodule(name), needs, shared=False) for name in names}
+    if needs - {Need.GRADIENTS} or (needs and sum(size.values()) > room):
         leaders, blocks = _looked_at(model, names, batches[0])
-    size = {name: _bytes(shape, needs, shared=leaders[name] != name) for name, shape in shapes.items()}
+        size = {name: _bytes(model.get_submodule(name), needs, shared=leaders[name] != name) for name in names}
     for piece in _pieces(model, names, needs, batches, size, room, blocks):
         for group in piece.groups:
             led = {name: leaders[name] if leaders[name] in group else name for name in group}
@@ -118,9 +119,11 @@ def _weight(module: nn.Module) -> Tensor:
     return matrix_of(module).detach() if why is None else Unread.of(shape_of(module), device_of(module), why)
 
 
-def _bytes(shape: tuple[int, int], needs: frozenset[Need], *, shared: bool) -> int:
-    m, n = shape
-    return (8 * n * n if Need.GRAM in needs and not shared else 0) + (4 * m * n if Need.GRADIENTS in needs else 0)
+def _bytes(module: nn.Module, needs: frozenset[Need], *, shared: bool) -> int:
+    """What is made for a map: its moments, its gradient, and the weight of one that holds an operator."""
+    m, n = shape_of(module)
+    matrices = int(Need.GRADIENTS in needs) + isinstance(module, OperatorLinear | OperatorEmbedding)
+    return 4 * m * n * matrices + (8 * n * n if Need.GRAM in needs and not shared else 0)
 
 
 @torch.no_grad()

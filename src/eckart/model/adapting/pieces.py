@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from eckart.errors import EckartError
 from eckart.model.skeleton import block_names
 
 Batch = Mapping[str, Tensor]
@@ -127,6 +128,8 @@ class Stream:
                 self._model(**batch)
             except _LastBlock:
                 self._calls.append(calls)
+            else:
+                raise EckartError(f"{type(self._model).__name__} runs its blocks in another way for one of the batches")
         return first[0]
 
     @contextmanager
