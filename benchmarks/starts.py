@@ -60,6 +60,7 @@ MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
 STARTS = ("PiSSA, exact", "PiSSA, fast", "OLoRA", "CorDA", "CorDA, preview", "EVA", "LoRA-GA")
 RANKS = {"wikitext2_llama_8m": 16, "random, width 1024": 64}
 WINDOWS, LENGTH = 8, 256
+LIMIT = 1200  # seconds after which a start is given up
 OURS, THEIRS, NOTHING = "eckart", "PEFT", "nothing"
 Batches = list[dict[str, Tensor]]
 
@@ -254,13 +255,16 @@ def one(name: str, start: str, by: str, *, judge: bool) -> None:
     print(json.dumps(told))
 
 
-def fresh(name: str, start: str, by: str, *, judge: bool = False) -> dict[str, Any]:
-    """The same in a process of its own."""
+def fresh(name: str, start: str, by: str, *, judge: bool = False) -> dict[str, Any] | None:
+    """The same in a process of its own; ``None`` where it was given up."""
     command = [sys.executable, __file__, "--model", name, "--start", start, "--by", by, *(["--judge"] if judge else [])]
     # Large pieces are given back at once, as the command line has it, whoever asked for them.
     malloc = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
     environment = os.environ | malloc | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return None
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -268,7 +272,9 @@ def fresh(name: str, start: str, by: str, *, judge: bool = False) -> dict[str, A
 
 
 def row(name: str, start: str, by: str, runs: list[dict[str, Any]], empty: float) -> str:
-    """A line of the table."""
+    """A line of the table; without runs that of a start that was given up."""
+    if not runs:
+        return f"| {name} | {start} | {by} | over {LIMIT:,} | | | | |"
     cpu, wall = (median(run[key] for run in runs) for key in ("cpu", "wall"))
     memory = median(run["kilobytes"] for run in runs) - empty
     ratios = list(next(run["ratios"] for run in runs if "ratios" in run).values())
@@ -286,6 +292,12 @@ def main() -> None:
     parser.add_argument("--by", choices=(OURS, THEIRS, NOTHING))
     parser.add_argument("--judge", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=STARTS,
+        help="this start, and as with --model, the table is printed and not written",
+    )
     parser.add_argument("--quick", action="store_true", help="the small model alone")
     given = parser.parse_args()
     if given.by is not None:
@@ -298,17 +310,21 @@ def main() -> None:
         "| model | start | by | CPU s | wall s | MB | error / best, mean | largest |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name in list(RANKS)[: 1 if given.quick else None]:
-        empty = median(fresh(name, STARTS[0], NOTHING)["kilobytes"] for _ in range(given.repeats))
-        for start in STARTS:
+    for name in [given.model] if given.model else list(RANKS)[: 1 if given.quick else None]:
+        empty = median(run["kilobytes"] for _ in range(given.repeats) if (run := fresh(name, STARTS[0], NOTHING)))
+        for start in given.only or STARTS:
             runs: dict[str, list[dict[str, Any]]] = {OURS: [], THEIRS: []}
+            waited: set[str] = set()
             for repeat in range(given.repeats):  # by turns, so that what else goes on hits both
                 for by, made in runs.items():
-                    made.append(fresh(name, start, by, judge=repeat == 0))
+                    run = None if by in waited else fresh(name, start, by, judge=repeat == 0)
+                    made += [] if run is None else [run]
+                    waited |= {by} if run is None else set()
             for by, made in runs.items():
-                lines.append(row(name, start, by, made, empty))
+                lines.append(row(name, start, by, [] if by in waited else made, empty))
                 print(lines[-1], flush=True)
-        (HERE / "results" / "starts.md").write_text("\n".join([*lines, ""]))
+        if not (given.only or given.model):
+            (HERE / "results" / "starts.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":
