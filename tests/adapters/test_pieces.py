@@ -91,7 +91,7 @@ def test_pieces_tell_what_the_whole_model_does(kind: str, tmp_path: Path) -> Non
             rows = torch.cat([torch.zeros(0, shape_of(module)[1]), *inputs[name]]).double()
             assert found[name].moments.count == len(rows), (room, name)
             assert torch.allclose(found[name].moments.gram, rows.T @ rows, rtol=1e-5, atol=1e-5), (room, name)
-        assert all(parameter.grad is None for parameter in model.parameters())
+        assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
 
 
 def counted(model: Any) -> Counter[str]:
@@ -124,7 +124,11 @@ def test_a_block_is_run_once_for_moments_and_twice_for_gradients(tmp_path: Path)
 
 
 def test_what_was_seen_is_gone_when_more_is_asked_for(tmp_path: Path) -> None:
+    """Moments are those of one block at a time, however much room there is."""
     model = model_of("llama", tmp_path)
+    groups = [{*group} for group in observe(model, targets_of(model), frozenset({Need.GRAM}), batches())]
+    blocks = block_names(model)
+    assert groups == [{name for name in targets_of(model) if name.startswith(f"{block}.")} for block in blocks]
     before: dict[str, Any] = {}
     for group in observe(model, targets_of(model), frozenset({Need.GRAM}), batches()):
         assert not before

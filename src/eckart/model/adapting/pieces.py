@@ -224,8 +224,8 @@ def parted(
     >>> maps = {1: ["a"], 2: ["b", "c"], 4: ["d"]}
     >>> parted(maps, sizes, 5, together=True, stop=6)
     [(range(0, 4), [['a', 'b', 'c']]), (range(4, 6), [['d']])]
-    >>> parted(maps, sizes, 2, together=False, stop=5)
-    [(range(0, 2), [['a']]), (range(2, 4), [['b'], ['c']]), (range(4, 5), [['d']])]
+    >>> parted(maps, sizes, 5, together=False, stop=5)
+    [(range(0, 2), [['a']]), (range(2, 4), [['b', 'c']]), (range(4, 5), [['d']])]
     """
     begins: list[int] = []
     names: list[list[str]] = []
