@@ -121,6 +121,9 @@ def test_a_block_is_run_once_for_moments_and_twice_for_gradients(tmp_path: Path)
     size = sum(model.get_submodule(name).weight.nbytes for name in names if ".0." in name)
     list(observe(model, names, frozenset({Need.GRADIENTS}), given, room=size))
     assert runs == {blocks[0]: 1 + 6, blocks[1]: 1 + 6, blocks[2]: 1 + 3}
+    runs.clear()
+    list(observe(model, names, frozenset({Need.GRADIENTS}), given, room=2 * size))
+    assert runs == {blocks[0]: 1 + 6, blocks[1]: 1 + 3, blocks[2]: 1 + 3}
 
 
 def test_what_was_seen_is_gone_when_more_is_asked_for(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from eckart.errors import EckartError
+from eckart.model.calling import Call, doing, listen
 from eckart.model.files import cannot_write
 from eckart.model.gradients import GradientWatch
 from eckart.model.skeleton import Skeleton
@@ -28,8 +28,6 @@ from eckart.stats import Moments
 # memory nor cores.
 BATCH_TOKENS = 1024
 BATCH_LOGITS = 1 << 26
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Walk:
@@ -59,47 +57,21 @@ class Walk:
         count, length = self.windows.shape
         return batches(count, length, tokens)
 
-    @contextmanager
-    def _blocks_doing(self, make: Callable[[int], Callable[..., Tensor]]) -> Iterator[None]:
-        """Every block's forward replaced by ``make(index)``."""
-        blocks = [self.skeleton.model.get_submodule(name) for name in self.skeleton.blocks]
-        for index, block in enumerate(blocks):
-            block.forward = make(index)
-        try:
-            yield
-        finally:
-            for block in blocks:
-                del block.forward
+    @property
+    def _blocks(self) -> list[nn.Module]:
+        return [self.skeleton.model.get_submodule(name) for name in self.skeleton.blocks]
 
     def _run_model(self, batch: slice) -> Any:
         return self.skeleton.model(input_ids=self.windows[batch].to(self.skeleton.device), use_cache=False)
 
-    @torch.no_grad()
     def _listen(self, batch: slice) -> Tensor:
         """What the first block is given, remembering how all blocks are called. Weights outside blocks must be filled."""
-        calls: list[Call] = []
-        received: list[Tensor] = []
-        last = len(self.skeleton.blocks) - 1
-
-        def make(index: int) -> Callable[..., Tensor]:
-            def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                received.append(hidden)
-                calls.append((args, kwargs))
-                if index == last:
-                    raise _LastBlockReached
-                return hidden
-
-            return forward
-
-        with self._blocks_doing(make):
-            try:
-                self._run_model(batch)
-            except _LastBlockReached:
-                pass
-            else:
-                raise EckartError(f"{type(self.skeleton.model).__name__} does not run its blocks one after another")
+        heard = listen(self._blocks, lambda: self._run_model(batch))
+        if heard is None:
+            raise EckartError(f"{type(self.skeleton.model).__name__} does not run its blocks one after another")
+        received, calls = heard
         self._calls.setdefault(batch.stop - batch.start, calls)
-        return received[0]
+        return received
 
     def embed(self, out: Path, instead: Mapping[str, Tensor] | None = None) -> None:
         """Write what the first block is given for all windows; ``instead`` replaces weights by their name on disk."""
@@ -196,10 +168,7 @@ class Walk:
         return min(BATCH_TOKENS, max(1, BATCH_LOGITS // int(self.skeleton.model.config.get_text_config().vocab_size)))
 
     def _logits(self, batch: slice, hidden: Tensor) -> Tensor:
-        def make(index: int) -> Callable[..., Tensor]:
-            return lambda received, *args, **kwargs: hidden.to(self.skeleton.device)
-
-        with self._blocks_doing(make):
+        with doing(self._blocks, lambda *_, **__: hidden.to(self.skeleton.device)):
             logits = self._run_model(batch).logits
         assert isinstance(logits, Tensor)
         return logits
@@ -285,10 +254,6 @@ class Walk:
 
     def _open(self, path: Path) -> np.memmap[Any, np.dtype[np.float32]]:
         return np.memmap(path, dtype=np.float32, mode="r", shape=(*self.windows.shape, self.width))
-
-
-class _LastBlockReached(Exception):
-    """Ends a run of the model that is only made to listen."""
 
 
 def _aside(path: Path) -> Path:

@@ -5,18 +5,17 @@ So every block is run once, however few maps there is room to look at, and gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from eckart.errors import EckartError
+from eckart.model.calling import Call, doing, listen
 from eckart.model.skeleton import block_names
 
 Batch = Mapping[str, Tensor]
-Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a block is given beside the hidden states
 Groups = Sequence[Sequence[str]]
 PLAIN = (Tensor, bool, int, float, str, type(None))  # what a call may hold: nothing that a call changes
 
@@ -111,40 +110,13 @@ class Stream:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    @torch.no_grad()
     def _listen(self, batch: Batch) -> Tensor:
-        calls: list[Call] = []
-        first: list[Tensor] = []
-
-        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            first[:] = first or [hidden]
-            calls.append((args, kwargs))
-            if len(calls) == len(self._blocks):
-                raise _LastBlock
-            return hidden
-
-        with self._doing(forward):
-            try:
-                self._model(**batch)
-            except _LastBlock:
-                self._calls.append(calls)
-            else:
-                raise EckartError(f"{type(self._model).__name__} runs its blocks in another way for one of the batches")
-        return first[0]
-
-    @contextmanager
-    def _doing(self, forward: Callable[..., Tensor]) -> Iterator[None]:
-        before = [block.__dict__.get("forward") for block in self._blocks]  # what accelerate put there, where it did
-        for block in self._blocks:
-            block.forward = forward
-        try:
-            yield
-        finally:
-            for block, own in zip(self._blocks, before, strict=True):
-                if own is None:
-                    del block.forward
-                else:
-                    block.forward = own
+        heard = listen(self._blocks, lambda: self._model(**batch))
+        if heard is None:
+            raise EckartError(f"{type(self._model).__name__} runs its blocks in another way for one of the batches")
+        hidden, calls = heard
+        self._calls.append(calls)
+        return hidden
 
     def through(self, batch: int, blocks: range, hidden: Tensor) -> Tensor:
         """The hidden states after these blocks."""
@@ -155,13 +127,9 @@ class Stream:
 
     def loss(self, batch: int, hidden: Tensor) -> Tensor:
         """The model's own loss where these are the hidden states after the last block."""
-        with self._doing(lambda *_, **__: hidden):
+        with doing(self._blocks, lambda *_, **__: hidden):
             found: Tensor = self._model(**self._batches[batch]).loss
         return found
-
-
-class _LastBlock(Exception):
-    """Ends a run that is only made to listen."""
 
 
 class Stretch:
@@ -218,23 +186,24 @@ def parted(
 ) -> list[tuple[range, Groups]]:
     """Blocks up to ``stop`` in stretches that begin with a block of ``inside``, whose maps have these sizes.
 
-    They have one such block each, or where they may go ``together`` as many as there is room for.
+    They have one such block each, or where they may go ``together`` as many as there is room for, the last ones first: what comes
+    before the last stretch is run twice.
 
-    >>> sizes = {"a": 2, "b": 2, "c": 1, "d": 9}
+    >>> sizes = {"a": 2, "b": 2, "c": 1, "d": 2}
     >>> maps = {1: ["a"], 2: ["b", "c"], 4: ["d"]}
     >>> parted(maps, sizes, 5, together=True, stop=6)
-    [(range(0, 4), [['a', 'b', 'c']]), (range(4, 6), [['d']])]
+    [(range(0, 2), [['a']]), (range(2, 6), [['b', 'c', 'd']])]
     >>> parted(maps, sizes, 5, together=False, stop=5)
     [(range(0, 2), [['a']]), (range(2, 4), [['b', 'c']]), (range(4, 5), [['d']])]
     """
     begins: list[int] = []
     names: list[list[str]] = []
-    for number, maps in inside.items():
-        if together and names and sum(size[name] for name in (*names[-1], *maps)) <= room:
-            names[-1] += maps
+    for number, maps in reversed([*inside.items()]):
+        if together and names and sum(size[name] for name in (*maps, *names[0])) <= room:
+            begins[0], names[0] = number, [*maps, *names[0]]
         else:
-            begins.append(number)
-            names.append([*maps])
+            begins.insert(0, number)
+            names.insert(0, [*maps])
     ends = [*begins[1:], stop]
     return [
         (range(begin if index else 0, end), list(grouped(names[index], size, room)))
